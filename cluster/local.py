@@ -1,0 +1,114 @@
+"""Several ranks of one program on this machine.
+
+The parent only watches: it passes SIGTERM, SIGINT and SIGUSR1 on to the ranks, ends the others when
+one of them fails, and returns the exit code that explains the end.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from types import FrameType
+
+__all__ = ["EXIT_INTERRUPTED", "free_port", "launched_externally", "run_ranks"]
+
+log = logging.getLogger(__name__)
+
+EXIT_INTERRUPTED = 75
+_POLL_S = 0.2
+_GRACE_S = 20.0
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+def launched_externally(environment: Mapping[str, str] = os.environ) -> bool:
+    """Says whether torchrun, srun or another launcher already gave this process a rank."""
+    return "RANK" in environment or int(environment.get("SLURM_NTASKS", "1")) > 1
+
+
+def free_port() -> int:
+    """Returns a TCP port on the loopback interface that was free a moment ago."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def run_ranks(command: Sequence[str], num_processes: int) -> int:
+    """Runs `command` as ranks 0 to num_processes - 1 and waits for all of them.
+
+    Args:
+        command: Program and arguments, the same for every rank.
+        num_processes: World size; the cores are shared out among the ranks.
+
+    Returns:
+        0 when every rank ended with 0, else the first failing rank's code (128 + the signal's number
+        for a rank that a signal ended).
+    """
+    threads = max(1, len(os.sched_getaffinity(0)) // num_processes)
+    shared = {
+        "WORLD_SIZE": str(num_processes),
+        "LOCAL_WORLD_SIZE": str(num_processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+    }
+    ranks: list[subprocess.Popen[bytes]] = []
+
+    def forward(number: int, _: FrameType | None) -> None:
+        for process in ranks:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
+
+    before = {number: signal.signal(number, forward) for number in _FORWARDED}
+    try:
+        for rank in range(num_processes):
+            environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            # A session of its own, so that Ctrl-C reaches a rank once, through this process.
+            ranks.append(subprocess.Popen(command, env=environment, start_new_session=True))
+        return _watch(ranks)
+    finally:
+        _end(ranks)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _watch(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
+    """Waits until all ranks ended well or one did not."""
+    while True:
+        codes = [process.poll() for process in ranks]
+        failed = [(rank, code) for rank, code in enumerate(codes) if code]
+        if failed:
+            rank, code = failed[0]
+            if code != EXIT_INTERRUPTED:
+                log.error("rank %d ended with exit code %d; ending the other ranks", rank, code)
+                return code if code > 0 else 128 - code
+            _wait(ranks, _GRACE_S)
+            worst = [process.poll() for process in ranks]
+            return max((abs(code) for code in worst if code), default=EXIT_INTERRUPTED)
+        if all(code == 0 for code in codes):
+            return 0
+        time.sleep(_POLL_S)
+
+
+def _wait(ranks: Sequence[subprocess.Popen[bytes]], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline and any(process.poll() is None for process in ranks):
+        time.sleep(_POLL_S / 4)
+
+
+def _end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ends what still runs: TERM, and KILL for whatever does not listen."""
+    for stop in (signal.SIGTERM, signal.SIGKILL):
+        running = [process for process in ranks if process.poll() is None]
+        if not running:
+            return
+        for process in running:
+            process.send_signal(stop)
+        _wait(running, 5.0 if stop == signal.SIGTERM else 1.0)
+    for process in ranks:
+        process.wait()

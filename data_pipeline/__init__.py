@@ -1,0 +1,1 @@
+"""Raw bitext to batches: read, clean, split, tokenise, shard, mix, stream. No torch."""

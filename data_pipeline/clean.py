@@ -1,0 +1,309 @@
+r"""Cleaning: raw sentence pairs to text worth learning from, with a count for each one dropped.
+
+The source is user interfaces and their manuals, so the steps are those that such text needs:
+
+1. split at blank lines where both sides have equally many paragraphs;
+2. strip HTML tags and unescape entities; take accelerators (`_File`, `E&xit`, `(_F)`) out;
+3. collapse white space, compose characters (NFC);
+4. rename placeholders (`%s`, `%(name)s`, `${x}`, `{x}`, `$x`, `@x@`) to `{0}`, `{1}`, ... in the
+   order of side a, so that both sides agree and the model learns one notation;
+5. drop what is not a translation, under the `Reason`s below.
+
+Everything here is a function of one pair of texts. No file, no order, no randomness.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from enum import StrEnum
+from functools import lru_cache
+
+from data_pipeline.config import CleanConfig
+from hyperadapter.core.languages import script_of
+
+__all__ = ["PairCleaner", "Reason", "normalise_placeholders", "strip_accelerator", "strip_markup"]
+
+
+class Reason(StrEnum):
+    """Why a pair was dropped, in the order of the tests."""
+
+    EMPTY = "a side is empty"
+    BRACES = "unbalanced braces or unknown markup"
+    PLACEHOLDERS = "placeholders differ"
+    FORBIDDEN = "pipe or backslash"
+    EQUAL = "target equals source"
+    TOO_SHORT = "too few words"
+    TOO_LONG = "too many characters"
+    FEW_LETTERS = "too few letters"
+    LENGTH_RATIO = "length ratio"
+    WRONG_SCRIPT = "wrong script"
+    ENGLISH_COPY = "copied words"
+
+
+# Tags that HTML has and user interfaces use. `<count>` and `<text>` are text: gramps writes
+# "People with <count> children".
+_TAGS = (
+    "a|abbr|b|big|blockquote|body|br|button|center|cite|code|dd|del|div|dl|dt|em|font|footer|h[1-6]"
+    "|head|hr|html|i|img|input|ins|kbd|label|li|mark|ol|p|pre|s|samp|script|section|small|span"
+    "|strike|strong|style|sub|sup|table|tbody|td|tfoot|th|thead|tr|tt|u|ul|var"
+)
+_TAG = re.compile(rf"<(/?)({_TAGS})\b[^<>]*>|<!--.*?-->", re.IGNORECASE | re.DOTALL)
+_BLOCK_TAGS = "br|p|div|li|ul|ol|h[1-6]|hr|d[dlt]|t[dhr]|table|pre|blockquote"
+_BLOCK = re.compile(_BLOCK_TAGS, re.IGNORECASE)
+
+_PARAGRAPH_BREAK = re.compile(r"\n[^\S\n]*\n\s*")
+
+_PRINTF = r"[-#0+]*\d*(?:\.\d+)?(?:hh?|ll?|[Ljztq])?[diouxXeEfFgGcrs]"
+_PLACEHOLDER = re.compile(
+    rf"(?<!%)%(?:\(\w+\)|\d+\$){_PRINTF}"  # %(name)s %1$s
+    rf"|(?<!%)%{_PRINTF}(?![A-Za-z])"  # %s, but not the % in "5%off"
+    r"|\$\{[^{}]*\}|\{\{[^{}]*\}\}|\{[^{}]*\}"  # ${x} {{ x }} {x}
+    r"|\$[A-Za-z_]\w*|\$\d(?![\d.,])"  # $x $1, but not $100
+    r"|@[A-Za-z]\w*@"  # @x@
+)
+_ANONYMOUS = re.compile(rf"%{_PRINTF}|\{{\}}")
+
+_CJK_ACCELERATOR = re.compile(r"\s*[(（][_&][A-Za-z0-9][)）]")
+_ACCELERATOR = re.compile(r"[_&](?=[^\W_])")
+_MAX_ACCELERATOR_WORDS = 8
+
+# Ideographs, kana and Hangul: a word takes few of them, so lengths count them `_CJK_WEIGHT` times.
+_CJK = r"\u1100-\u11ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
+_CJK_CHARACTER = re.compile(f"[{_CJK}]")
+_CJK_WEIGHT = 2.6
+_WORD = re.compile(rf"[{_CJK}]|[^\W\d_{_CJK}]+")
+
+# Least share of a text's letters in its language's script: names of products stay Latin.
+_MIN_SCRIPT_SHARE = 0.5
+_MIN_SCRIPT_SHARE_CJK = 0.25
+_MIN_COPIED_WORDS = 2
+
+# The first word of a letter's Unicode name tells its script.
+_SCRIPT_NAMES: dict[str, frozenset[str]] = {
+    code: frozenset(names.split())
+    for code, names in {
+        "Arab": "ARABIC",
+        "Armn": "ARMENIAN",
+        "Beng": "BENGALI",
+        "Cans": "CANADIAN",
+        "Cher": "CHEROKEE",
+        "Cyrl": "CYRILLIC",
+        "Deva": "DEVANAGARI",
+        "Ethi": "ETHIOPIC",
+        "Geor": "GEORGIAN",
+        "Grek": "GREEK",
+        "Gujr": "GUJARATI",
+        "Guru": "GURMUKHI",
+        "Hans": "CJK",
+        "Hant": "CJK BOPOMOFO",
+        "Hebr": "HEBREW",
+        "Jpan": "CJK HIRAGANA KATAKANA KATAKANA-HIRAGANA IDEOGRAPHIC",
+        "Khmr": "KHMER",
+        "Knda": "KANNADA",
+        "Kore": "HANGUL CJK",
+        "Laoo": "LAO",
+        "Latn": "LATIN",
+        "Mlym": "MALAYALAM",
+        "Mtei": "MEETEI",
+        "Mymr": "MYANMAR",
+        "Olck": "OL",
+        "Orya": "ORIYA",
+        "Sinh": "SINHALA",
+        "Sylo": "SYLOTI",
+        "Syrc": "SYRIAC",
+        "Taml": "TAMIL",
+        "Telu": "TELUGU",
+        "Tfng": "TIFINAGH",
+        "Thaa": "THAANA",
+        "Thai": "THAI",
+        "Tibt": "TIBETAN",
+    }.items()
+}
+_ALL_SCRIPT_NAMES = frozenset().union(*_SCRIPT_NAMES.values())
+
+
+@lru_cache(maxsize=65_536)
+def _script_name(letter: str) -> str:
+    """Returns the first word of a letter's name if it names a script, else an empty string."""
+    if not letter.isalpha():
+        return ""
+    word = unicodedata.name(letter, "").split(" ")[0]
+    return word if word in _ALL_SCRIPT_NAMES else ""
+
+
+def _replace_tag(match: re.Match[str]) -> str:
+    name = match[2]
+    return " " if name and _BLOCK.fullmatch(name) else ""
+
+
+def strip_markup(text: str) -> str:
+    """Removes HTML tags and comments, then resolves entities such as `&hellip;`."""
+    if "<" in text:
+        text = _TAG.sub(_replace_tag, text)
+    return html.unescape(text) if "&" in text else text
+
+
+def strip_accelerator(text: str) -> str:
+    """Removes the mark of a keyboard accelerator: `_File`, `E_xit`, `&Open`, `ファイル(_F)`.
+
+    Only in short texts with a single mark, at the start of a word or inside a capitalised one, so
+    that `file_name`, `MAX_SIZE`, `AT&T` and `R&D` stay.
+    """
+    if "_" not in text and "&" not in text:
+        return text
+    if len(text.split()) > _MAX_ACCELERATOR_WORDS:
+        return text
+    text = _CJK_ACCELERATOR.sub("", text)
+    marks = list(_ACCELERATOR.finditer(text))
+    if len(marks) != 1 or text.count("_") + text.count("&") != 1:
+        return text
+    start = marks[0].start()
+    if start and text[start - 1].isalnum():
+        before = re.split(r"\W", text[:start])[-1]
+        if before[0].islower() or before[0].isdigit() or text[start + 1].isupper():
+            return text
+    elif start and not text[start - 1].isspace() and text[start - 1] not in "\"'(«“„[":
+        return text
+    return text[:start] + text[start + 1 :]
+
+
+def _placeholder_keys(text: str) -> list[tuple[str, int]]:
+    """Names each placeholder; those without a name or number also by their place among equals."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for match in _PLACEHOLDER.finditer(text):
+        name = re.sub(r"\s+", "", match[0])
+        keys.append((name, seen[name] if _ANONYMOUS.fullmatch(name) else 0))
+        seen[name] += 1
+    return keys
+
+
+def normalise_placeholders(a: str, b: str) -> tuple[str, str] | Reason:
+    """Renames placeholders to `{0}`, `{1}`, ... in the order of side a.
+
+    Returns:
+        Both texts, or the reason to drop them: the two sides have different placeholders, or braces
+        are left that belong to none.
+    """
+    keys_a, keys_b = _placeholder_keys(a), _placeholder_keys(b)
+    if Counter(keys_a) != Counter(keys_b):
+        return Reason.PLACEHOLDERS
+    number_of = {key: i for i, key in enumerate(dict.fromkeys(keys_a))}
+    for text in (a, b):
+        rest = _PLACEHOLDER.sub("", text)
+        if "{" in rest or "}" in rest or "[[" in rest:
+            return Reason.BRACES
+    return _rename(a, map(number_of.__getitem__, keys_a)), _rename(
+        b, map(number_of.__getitem__, keys_b)
+    )
+
+
+def _rename(text: str, numbers: Iterator[int]) -> str:
+    return _PLACEHOLDER.sub(lambda _: f"{{{next(numbers)}}}", text).replace("%%", "%")
+
+
+def _weighted_length(text: str) -> float:
+    return len(text) + (_CJK_WEIGHT - 1) * len(_CJK_CHARACTER.findall(text))
+
+
+def _letter_share(text: str) -> float:
+    """Returns the share of letters and their marks among visible characters, a `{0}` being one."""
+    visible = re.sub(r"\{\d+\}", "#", text).replace(" ", "")
+    letters = sum(unicodedata.category(character)[0] in "LM" for character in visible)
+    return letters / max(len(visible), 1)
+
+
+class PairCleaner:
+    """Cleans the pairs of one source in one language pair, and counts.
+
+    Attributes:
+        dropped: How many texts fell to each reason.
+        num_read: Texts seen, after splitting into paragraphs.
+    """
+
+    def __init__(self, pair: tuple[str, str], config: CleanConfig) -> None:
+        self.dropped: Counter[str] = Counter()
+        self.num_read = 0
+        self._config = config
+        self._scripts = tuple(script_of(code) for code in pair)
+
+    def clean(self, a: str, b: str) -> Iterator[tuple[str, str]]:
+        """Yields the clean paragraphs of one raw pair: none, one, or several."""
+        for one, other in _paragraphs(a, b):
+            self.num_read += 1
+            result = self._clean_paragraph(one, other)
+            if isinstance(result, Reason):
+                self.dropped[result.value] += 1
+            else:
+                yield result
+
+    def _clean_paragraph(self, a: str, b: str) -> tuple[str, str] | Reason:
+        a, b = _tidy(a), _tidy(b)
+        if not a or not b:
+            return Reason.EMPTY
+        renamed = normalise_placeholders(a, b)
+        if isinstance(renamed, Reason):
+            return renamed
+        a, b = renamed
+        return self._reason_to_drop(a, b) or (a, b)
+
+    def _reason_to_drop(self, a: str, b: str) -> Reason | None:
+        config = self._config
+        if any(mark in side for mark in "|\\" for side in (a, b)):
+            return Reason.FORBIDDEN
+        if a.casefold() == b.casefold():
+            return Reason.EQUAL
+        words_a = _WORD.findall(a)
+        if len(words_a) < config.min_words:
+            return Reason.TOO_SHORT
+        if max(len(a), len(b)) > config.max_chars:
+            return Reason.TOO_LONG
+        if min(_letter_share(a), _letter_share(b)) < config.min_letters:
+            return Reason.FEW_LETTERS
+        length_a, length_b = _weighted_length(a), _weighted_length(b)
+        low, high = config.length_ratio
+        if max(length_a, length_b) >= config.length_ratio_from_chars and not (
+            low <= length_b / length_a <= high
+        ):
+            return Reason.LENGTH_RATIO
+        if not all(map(_is_in_script, (a, b), self._scripts)):
+            return Reason.WRONG_SCRIPT
+        if _copied_share(words_a, _WORD.findall(b)) >= config.max_english_copy:
+            return Reason.ENGLISH_COPY
+        return None
+
+
+def _paragraphs(a: str, b: str) -> list[tuple[str, str]]:
+    if "\n" in a and "\n" in b:
+        left, right = _PARAGRAPH_BREAK.split(a.strip()), _PARAGRAPH_BREAK.split(b.strip())
+        if len(left) == len(right):
+            return list(zip(left, right, strict=True))
+    return [(a, b)]
+
+
+def _tidy(text: str) -> str:
+    """Strips markup and accelerators; collapses white space; composes characters."""
+    text = strip_accelerator(" ".join(strip_markup(text).split()))
+    return unicodedata.normalize("NFC", " ".join(text.split()))
+
+
+def _is_in_script(text: str, script: str) -> bool:
+    """Says whether enough of a text's letters belong to a script; no letters at all are fine."""
+    wanted = _SCRIPT_NAMES[script]
+    names = Counter(filter(None, map(_script_name, text)))
+    total = sum(names.values())
+    is_cjk = script in ("Hans", "Hant", "Jpan", "Kore")
+    least = _MIN_SCRIPT_SHARE_CJK if is_cjk else _MIN_SCRIPT_SHARE
+    return sum(names[name] for name in wanted) >= least * total
+
+
+def _copied_share(words_a: list[str], words_b: list[str]) -> float:
+    """Returns the share of side b's words that stand in side a; 0 for a single word."""
+    if len(words_b) < _MIN_COPIED_WORDS:
+        return 0.0
+    known = {word.casefold() for word in words_a}
+    return sum(word.casefold() in known for word in words_b) / len(words_b)

@@ -1,0 +1,1 @@
+"""Checkpoints: written beside and renamed, with a manifest that comes last."""

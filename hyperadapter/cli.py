@@ -1,0 +1,311 @@
+"""The command `hyperadapter <noun> <verb>`: parses, calls, prints.
+
+stdout is results, stderr is log and progress. Exit codes: 0 done, 1 failed, 2 usage, 3 invalid
+configuration, 75 interrupted and resumable. Heavy imports stand inside the commands, so that
+`--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from hyperadapter import __version__
+from hyperadapter.core.errors import ConfigError, HyperAdapterError
+
+if TYPE_CHECKING:
+    from hyperadapter.config import RunConfig
+
+__all__ = ["main"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def with_config(command: Command) -> Command:
+    """Adds --config and --set, and passes the resolved run as `config`."""
+
+    @click.option(
+        "--config",
+        "path",
+        required=True,
+        type=click.Path(path_type=Path),
+        help="A file of configs/runs, or the config.yaml of a run folder.",
+    )
+    @click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Changes one value, e.g. --set training.seed=2; may be repeated.",
+    )
+    @functools.wraps(command)
+    def wrapper(path: Path, overrides: Sequence[str], **arguments: Any) -> Any:
+        from hyperadapter.config import RunConfig
+        from hyperadapter.core.schema import load_config
+
+        return command(load_config(RunConfig, path, overrides), **arguments)
+
+    return wrapper  # type: ignore[return-value]
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Prints JSON instead of a table.")
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Prints a table whose first column is text and whose others are aligned to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    console = Console()
+    # A pipe has no width: never cut or wrap what another program may read.
+    (console if console.is_terminal else Console(width=200)).print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="hyperadapter")
+@click.option("-v", "--verbose", is_flag=True, help="Also logs details.")
+def cli(verbose: bool) -> None:
+    """Trains and uses multilingual translation models with hyper-adapters."""
+    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    level = logging.DEBUG if verbose else logging.INFO if rank == 0 else logging.WARNING
+    prefix = "" if rank == 0 else f"rank {rank} "
+    logging.basicConfig(
+        level=level,
+        format=f"%(asctime)s {prefix}%(levelname)s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+    for name in ("matplotlib", "alembic", "mlflow", "git", "urllib3", "DeepSpeed", "torch"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@cli.group("config")
+def config_group() -> None:
+    """Reads and checks configuration files."""
+
+
+@config_group.command("show")
+@with_config
+def config_show(config: RunConfig) -> None:
+    """Prints the resolved configuration as YAML, with its fingerprint."""
+    from hyperadapter.core.schema import fingerprint, to_yaml
+
+    click.echo(f"# fingerprint {fingerprint(config)}\n{to_yaml(config)}", nl=False)
+
+
+@config_group.command("check")
+@with_config
+def config_check(config: RunConfig) -> None:
+    """Checks a configuration; exit code 3 and the reasons if it cannot be used."""
+    from hyperadapter.core.schema import fingerprint
+
+    click.echo(f"valid; fingerprint {fingerprint(config)}")
+
+
+@cli.group("data")
+def data_group() -> None:
+    """Turns raw bitext into shards, step by step; steps that are done are skipped."""
+
+
+@data_group.command("fetch")
+@with_config
+def data_fetch(config: RunConfig) -> None:
+    """Downloads the corpora's packages and checks their checksums."""
+    from hyperadapter import pipeline
+
+    pipeline.fetch(config)
+
+
+@data_group.command("clean")
+@with_config
+def data_clean(config: RunConfig) -> None:
+    """Reads, cleans, deduplicates and splits; counts every rejected pair under its reason."""
+    from hyperadapter import pipeline
+
+    pipeline.clean(config)
+
+
+@data_group.command("tokenizer")
+@with_config
+def data_tokenizer(config: RunConfig) -> None:
+    """Trains one SentencePiece model on temperature-sampled text."""
+    from hyperadapter import pipeline
+
+    pipeline.tokenizer(config)
+
+
+@data_group.command("shard")
+@with_config
+def data_shard(config: RunConfig) -> None:
+    """Writes WebDataset shards of tokens, and their manifest."""
+    from hyperadapter import pipeline
+
+    pipeline.shard(config)
+
+
+@data_group.command("stats")
+@with_config
+@json_option
+def data_stats(config: RunConfig, as_json: bool) -> None:
+    """Prints pairs, lengths and drop reasons of the cleaned corpus, and plots them."""
+    from hyperadapter import pipeline
+
+    stats = pipeline.stats(config)
+    if as_json:
+        _print_json(stats)
+        return
+    _print_table(*pipeline.stats_table(stats))
+    _print_table(*pipeline.drops_table(stats))
+
+
+@data_group.command("plan")
+@with_config
+@click.option("--world-size", type=click.IntRange(min=1), default=1, help="Processes of the run.")
+@click.option("--steps", default="0:10", metavar="A:B", help="Steps A to B-1.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def data_plan(config: RunConfig, world_size: int, steps: str, as_json: bool) -> None:
+    """Prints what each global step holds, and its hash; needs shards but no model."""
+    from hyperadapter import pipeline
+
+    first, separator, last = steps.partition(":")
+    if not (separator and first.isdigit() and last.isdigit()):
+        raise click.BadParameter(f"{steps!r} is not of the form A:B", param_hint="--steps")
+    for row in pipeline.plan(config, world_size, range(int(first), int(last))):
+        if as_json:
+            click.echo(json.dumps(row))
+        else:
+            tokens = "  ".join(f"{name} {count}" for name, count in row["tokens"].items())
+            click.echo(f"{row['step']:>8}  {row['hash'][:16]}  {row['target_tokens']}  {tokens}")
+
+
+@cli.group("model")
+def model_group() -> None:
+    """Describes models."""
+
+
+@model_group.command("describe")
+@click.option(
+    "--config",
+    "path",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A run, or a file of configs/models with the three options below.",
+)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Changes one value.")
+@click.option("--vocab-size", type=click.IntRange(min=1), help="Pieces, for a model file.")
+@click.option("--num-languages", type=click.IntRange(min=1), help="Languages, for a model file.")
+@click.option("--num-directions", type=click.IntRange(min=1), help="Directions, for a model file.")
+@json_option
+def model_describe(as_json: bool, **options: Any) -> None:
+    """Prints parameters by part and FLOPs per target token, counted from the configuration."""
+    from hyperadapter import describe
+
+    report = describe.describe_model(**options)
+    if as_json:
+        _print_json(report)
+        return
+    for title, columns, rows in describe.tables(report):
+        _print_table(title, columns, rows)
+
+
+@cli.command("train")
+@with_config
+def train(config: RunConfig) -> None:
+    """Trains, or resumes, a run; starts training.num_processes ranks unless a launcher did."""
+    from hyperadapter import pipeline
+
+    pipeline.train(config)
+
+
+@cli.command("evaluate")
+@with_config
+@click.option("--split", type=click.Choice(["valid", "test"]), default="test", help="What to score.")
+@json_option
+def evaluate(config: RunConfig, split: str, as_json: bool) -> None:
+    """Translates a split with the newest checkpoint and scores every direction."""
+    from hyperadapter import pipeline
+
+    scores = pipeline.evaluate(config, split)
+    if as_json:
+        _print_json(scores.to_json())
+    else:
+        _print_table(*pipeline.scores_table(scores))
+
+
+@cli.command("translate")
+@click.option(
+    "--run",
+    "run_dir",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A run folder with a checkpoint.",
+)
+@click.option("--src", required=True, metavar="CODE", help="Source language, e.g. de.")
+@click.option("--tgt", required=True, metavar="CODE", help="Target language, e.g. en.")
+@click.option("--beam-size", type=click.IntRange(min=1), help="Instead of the run's.")
+def translate(run_dir: Path, src: str, tgt: str, beam_size: int | None) -> None:
+    """Translates lines from stdin to stdout."""
+    from hyperadapter.evaluation.translate import Translator
+
+    translator = Translator.load(run_dir, beam_size=beam_size)
+    stdin = click.get_text_stream("stdin", encoding="utf-8")
+    for line in translator.translate([text.rstrip("\n") for text in stdin], src, tgt):
+        click.echo(line)
+
+
+@cli.command("run")
+@with_config
+@json_option
+def run(config: RunConfig, as_json: bool) -> None:
+    """Does everything: fetch, clean, tokenise, shard, train, evaluate, summarise."""
+    from hyperadapter import pipeline
+
+    scores, summary = pipeline.run(config)
+    if as_json:
+        _print_json(summary)
+        return
+    _print_table(*pipeline.scores_table(scores))
+    _print_table(*pipeline.summary_table(summary))
+    for line in pipeline.where_to_look(config):
+        click.echo(line)
+
+
+def main() -> None:
+    """Runs the command and turns errors into messages and exit codes."""
+    try:
+        status = cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except HyperAdapterError as error:
+        kind = "configuration error" if isinstance(error, ConfigError) else "error"
+        click.echo(f"{kind}: {error}", err=True)
+        sys.exit(error.exit_code)
+    sys.exit(status if isinstance(status, int) else 0)

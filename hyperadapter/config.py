@@ -1,0 +1,248 @@
+"""The configuration of one run: data, model, training, evaluation, tracking.
+
+The resolved file in the run folder is the truth, and its fingerprint identifies the experiment.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from data_pipeline.config import DataConfig
+from hyperadapter.core.schema import StrictModel
+
+__all__ = [
+    "AdapterConfig",
+    "CheckpointConfig",
+    "EvaluationConfig",
+    "HyperNetworkConfig",
+    "ModelConfig",
+    "RunConfig",
+    "ScheduleConfig",
+    "TrackingConfig",
+    "TrainingConfig",
+    "ValidationConfig",
+]
+
+HyperInput = Literal["src", "tgt", "layer"]
+_ALL_INPUTS: tuple[HyperInput, ...] = ("src", "tgt", "layer")
+
+
+class HyperNetworkConfig(StrictModel):
+    """The network that generates adapters (Baziotis et al. 2022, section 3)."""
+
+    hyper_dim: int = Field(ge=1, description="Width d_h of the hidden layers")
+    num_blocks: int = Field(
+        default=2, ge=0, description="Residual blocks after the input projection"
+    )
+    language_dim: int = Field(default=50, ge=1, description="Size of a language embedding")
+    layer_dim: int = Field(default=50, ge=1, description="Size of a layer embedding")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Inside the residual blocks")
+    tied_language_embeddings: bool = Field(
+        default=True, description="One table for a language as source and as target"
+    )
+    rescale: Literal["sqrt", "none"] = Field(
+        default="sqrt", description="Divide every head's output by sqrt(hyper_dim), or not"
+    )
+    init: Literal["default", "calibrated"] = Field(
+        default="calibrated",
+        description="default: heads as the main network; calibrated: outputs as a direct adapter",
+    )
+    encoder_inputs: tuple[HyperInput, ...] = Field(
+        default=_ALL_INPUTS, min_length=1, description="What encoder adapters depend on"
+    )
+    decoder_inputs: tuple[HyperInput, ...] = Field(
+        default=_ALL_INPUTS, min_length=1, description="What decoder adapters depend on"
+    )
+
+
+class AdapterConfig(StrictModel):
+    """Adapters after every encoder and decoder layer (Bapna and Firat 2019)."""
+
+    kind: Literal["none", "language", "direction", "family", "hyper"] = Field(
+        description="Who provides the adapters' weights"
+    )
+    bottleneck_dim: int = Field(default=128, ge=1, description="Width R of the bottleneck")
+    placement: Literal["sequential", "parallel"] = Field(
+        default="sequential", description="After the layer, or beside its feed-forward block"
+    )
+    generated_layer_norm: bool = Field(
+        default=True, description="Gain and bias per adapter, or one pair per layer for all of them"
+    )
+    hyper_network: HyperNetworkConfig | None = Field(default=None, description="For kind: hyper")
+
+    @model_validator(mode="after")
+    def _hyper_network_iff_hyper(self) -> AdapterConfig:
+        if self.kind == "hyper" and self.hyper_network is None:
+            raise ValueError("kind: hyper needs the group hyper_network (at least its hyper_dim)")
+        return self
+
+
+class ModelConfig(StrictModel):
+    """A pre-LayerNorm Transformer encoder-decoder with one shared embedding."""
+
+    d_model: int = Field(ge=2, description="Width of the residual stream")
+    ffn_dim: int = Field(ge=1, description="Width of the feed-forward blocks")
+    num_heads: int = Field(ge=1, description="Attention heads")
+    num_encoder_layers: int = Field(ge=1, description="Encoder layers")
+    num_decoder_layers: int = Field(ge=1, description="Decoder layers")
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="After embeddings and sublayers")
+    adapter: AdapterConfig
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> ModelConfig:
+        if self.d_model % self.num_heads or self.d_model % 2:
+            raise ValueError(
+                f"d_model {self.d_model} must be even and a multiple of num_heads {self.num_heads}"
+            )
+        return self
+
+    @property
+    def num_layers(self) -> int:
+        """Encoder and decoder layers: the adapters of the encoder come first."""
+        return self.num_encoder_layers + self.num_decoder_layers
+
+
+class ScheduleConfig(StrictModel):
+    """Learning rate as a function of the step."""
+
+    kind: Literal["inverse_sqrt", "cosine", "wsd"] = Field(description="Shape after the warm-up")
+    warmup_steps: int = Field(ge=0, description="Linear rise from 0")
+    decay_steps: int = Field(default=0, ge=0, description="wsd only: linear fall at the end")
+    final_fraction: float = Field(
+        default=0.0, ge=0, le=1, description="cosine and wsd: last rate over the highest"
+    )
+
+
+class CheckpointConfig(StrictModel):
+    """When to save, and how many checkpoints to keep."""
+
+    every_steps: int = Field(ge=1, description="Save each so many steps, and at the end")
+    keep: int = Field(default=2, ge=1, description="Newest checkpoints kept")
+
+
+class ValidationConfig(StrictModel):
+    """Loss on the validation split, per direction."""
+
+    every_steps: int = Field(ge=1, description="Validate each so many steps, and at the end")
+    max_sentences: int = Field(default=200, ge=1, description="Per direction")
+
+
+class TrainingConfig(StrictModel):
+    """Optimisation, its processes and its precision."""
+
+    seed: int = Field(default=1, description="Of initialisation, dropout and data order")
+    num_processes: int = Field(default=1, ge=1, description="Started here when no launcher did")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU if any")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="Of forward and backward"
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(default=1, description="What DeepSpeed ZeRO shards")
+    micro_batch_tokens: int = Field(
+        ge=8, description="Most tokens of one forward pass, padding included, on its longer side"
+    )
+    global_batch_tokens: int = Field(
+        ge=8, description="micro_batch_tokens times micro-batches a step"
+    )
+    max_steps: int = Field(ge=1, description="Optimizer steps of the whole run")
+    learning_rate: float = Field(gt=0, description="Highest rate")
+    schedule: ScheduleConfig
+    adam_betas: tuple[float, float] = Field(default=(0.9, 0.98), description="AdamW")
+    adam_eps: float = Field(default=1e-8, gt=0, description="AdamW")
+    weight_decay: float = Field(default=0.0, ge=0, description="AdamW, on matrices only")
+    clip_norm: float = Field(default=1.0, ge=0, description="Global gradient norm; 0 never clips")
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1, description="Of the training loss")
+    checkpoint: CheckpointConfig
+    validation: ValidationConfig
+    log_every_steps: int = Field(default=10, ge=1, description="Steps between log lines")
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Micro-batches of one optimizer step, over all ranks."""
+        return self.global_batch_tokens // self.micro_batch_tokens
+
+    @model_validator(mode="after")
+    def _batch_arithmetic(self) -> TrainingConfig:
+        if self.global_batch_tokens % self.micro_batch_tokens:
+            raise ValueError(
+                f"global_batch_tokens {self.global_batch_tokens} must be a multiple of "
+                f"micro_batch_tokens {self.micro_batch_tokens}"
+            )
+        check_world_size(self, self.num_processes)
+        if self.precision == "bf16" and self.zero_stage == 0:
+            raise ValueError(
+                "precision bf16 with zero_stage 0 trains wrongly in DeepSpeed; use zero_stage 1"
+            )
+        if self.schedule.warmup_steps + self.schedule.decay_steps > self.max_steps:
+            raise ValueError(
+                f"schedule: warmup_steps {self.schedule.warmup_steps} + decay_steps "
+                f"{self.schedule.decay_steps} are more than max_steps {self.max_steps}"
+            )
+        return self
+
+
+def check_world_size(config: TrainingConfig, world_size: int) -> None:
+    """Checks that the micro-batches of a step can be shared equally.
+
+    Raises:
+        ValueError: They cannot; the message names sizes that work.
+    """
+    count = config.micro_batches_per_step
+    if count % world_size:
+        fitting = [n for n in range(1, count + 1) if count % n == 0]
+        raise ValueError(
+            f"{world_size} processes cannot share the {count} micro-batches of a step "
+            f"(global_batch_tokens {config.global_batch_tokens} / micro_batch_tokens "
+            f"{config.micro_batch_tokens}); use {' or '.join(map(str, fitting))} processes, "
+            "or change the batch"
+        )
+
+
+class EvaluationConfig(StrictModel):
+    """Decoding and scoring of the test split."""
+
+    beam_size: int = Field(default=4, ge=1, description="Hypotheses kept; 1 is greedy")
+    length_penalty: float = Field(
+        default=1.0, ge=0, description="Scores are divided by length to this power"
+    )
+    max_length_ratio: float = Field(default=1.5, gt=0, description="Longest output over the input")
+    max_length_extra: int = Field(
+        default=10, ge=1, description="Pieces allowed on top of the ratio"
+    )
+    batch_sentences: int = Field(default=64, ge=1, description="Sentences decoded together")
+    max_sentences: int = Field(default=1000, ge=1, description="Test sentences per direction")
+
+
+class TrackingConfig(StrictModel):
+    """Where MLflow keeps the run."""
+
+    enabled: bool = Field(default=True, description="Without it, only the run folder's event file")
+    uri: str = Field(
+        default="", description="Tracking URI; empty is mlflow.db beside the run folder"
+    )
+    experiment: str = Field(default="hyperadapter", description="MLflow experiment")
+
+
+class RunConfig(StrictModel):
+    """One experiment."""
+
+    name: str = Field(min_length=1, description="Shown in MLflow and reports")
+    run_dir: str = Field(min_length=1, description="The run folder")
+    data: DataConfig
+    model: ModelConfig
+    training: TrainingConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _longest_sentence_fits(self) -> RunConfig:
+        longest = self.data.shards.max_sentence_tokens + 1
+        if longest > self.training.micro_batch_tokens:
+            raise ValueError(
+                f"training.micro_batch_tokens {self.training.micro_batch_tokens} cannot hold the "
+                f"longest sentence: data.shards.max_sentence_tokens "
+                f"{self.data.shards.max_sentence_tokens} + 1 for the language tag; raise the one "
+                "or lower the other"
+            )
+        return self

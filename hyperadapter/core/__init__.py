@@ -1,0 +1,1 @@
+"""Errors, files, configuration files and languages: what everything else stands on. No torch."""

@@ -1,0 +1,1 @@
+"""The translation model: mathematics only, no rank, no logging, no files."""

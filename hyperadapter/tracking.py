@@ -1,0 +1,649 @@
+"""Metrics and plots of a run: written to the run folder first, sent to MLflow from there.
+
+    training  ->  RUN_DIR/events.jsonl  ->  background thread  ->  MLflow
+                  (the truth, one event      (from a persisted
+                   a line)                    byte offset)
+
+Training waits for nothing but a line appended to a local file. While MLflow is away the events stay
+where they are; they are sent when it is back, when the run is resumed, or by `sync`. One run folder
+is one MLflow run, however often it is interrupted.
+
+Sending is idempotent, so that a doubt is settled by sending again: MLflow stores one row for each
+(metric, step, value, timestamp), and the timestamp is that of the event. Two senders of one folder
+(a compute node without network and a `sync` on the login node) do no harm either.
+
+After a resume from a checkpoint older than the last event, the steps in between are logged a second
+time, with their new timestamps: both traces are kept, because both happened.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import logging
+import math
+import os
+import re
+import shlex
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, Self
+
+from hyperadapter.core.errors import (
+    ConfigError,
+    DataError,
+    HyperAdapterError,
+    Interrupted,
+    TrackingError,
+)
+from hyperadapter.core.files import atomic_open, read_json, translate_disk_full, write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from mlflow import MlflowClient
+
+__all__ = [
+    "NullTracker",
+    "Status",
+    "TrackedRun",
+    "Tracker",
+    "pending_events",
+    "redact",
+    "resolve_uri",
+    "sync",
+    "ui_command",
+]
+
+log = logging.getLogger(__name__)
+
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+Param = str | int | float | bool | None
+
+# MLflow's limits, by its documentation; what is longer is refused by the server.
+_METRICS_PER_BATCH = 1000
+_PARAMS_PER_BATCH = 100
+_KEY_CHARS = 250
+_PARAM_CHARS = 6000
+
+_READ_BYTES = 1_000_000  # of events that are sent before the offset is looked at again
+_SEND_EVERY_S = 2.0
+_LONGEST_RETRY_S = 60.0
+_KEY_TAG = "hyperadapter.key"
+
+_SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
+
+# We retry by ourselves, with the event file behind us: a call must fail soon, and say nothing.
+_MLFLOW_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedRun:
+    """What MLflow is told about a run at its start.
+
+    Attributes:
+        name: Shown in MLflow.
+        experiment: The MLflow experiment, made where there is none.
+        uri: Tracking URI; empty is the database beside the run folder (see `resolve_uri`).
+        enabled: Without it the events are written but not sent.
+        params: Flat parameters (see `flat_params`). MLflow keeps the first value of each.
+        tags: Further facts, such as the fingerprint of the configuration.
+    """
+
+    name: str
+    experiment: str = "hyperadapter"
+    uri: str = ""
+    enabled: bool = True
+    params: Mapping[str, Param] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+def redact(text: str) -> str:
+    """Hides the user and password of every URI in a text."""
+    return re.sub(r"(?<=://)[^/\s@]+@", "***@", text)
+
+
+def resolve_uri(run_dir: Path, uri: str) -> str:
+    """Returns the tracking URI to use: absolute, by default SQLite beside the run folder.
+
+    Raises:
+        ConfigError: MLflow has no such kind of store.
+    """
+    if not uri:
+        return f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}"
+    scheme = uri.partition(":")[0].partition("+")[0]
+    if scheme not in _SCHEMES:
+        raise ConfigError(
+            f"tracking.uri: {redact(uri)!r} is not a database or server ({', '.join(_SCHEMES)}). "
+            "Leave it empty for a database beside the run folder; MLflow no longer keeps plain files"
+        )
+    if uri.startswith("sqlite:///"):
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
+    return uri
+
+
+def ui_command(uri: str) -> str:
+    """Returns the command that shows what is stored at a resolved tracking URI."""
+    if uri.startswith("http"):
+        return f"open {redact(uri)} in a browser"
+    installed = Path(sys.executable).with_name("mlflow")
+    program = shlex.quote(str(installed)) if installed.exists() else "mlflow"
+    return f"{program} server --backend-store-uri {shlex.quote(redact(uri))} --port 5000"
+
+
+class Tracker:
+    """Writes the events of one run folder and has them sent in the background.
+
+    Use it as a context manager: it then ends the MLflow run as FINISHED, KILLED (a signal asked to
+    stop; resuming sets it RUNNING again) or FAILED. Only rank 0 has one, the others a `NullTracker`.
+
+    Args:
+        run_dir: The run folder; it is made. An earlier tracker's files in it are continued.
+        run: What MLflow is told.
+        config_file: The resolved configuration, kept as the artifact `config.yaml`.
+        send_every_s: Pause between looks at the event file.
+
+    Raises:
+        ConfigError: The tracking URI cannot be used.
+        DiskFullError: The event file cannot be written.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        run: TrackedRun,
+        config_file: Path | None = None,
+        send_every_s: float = _SEND_EVERY_S,
+    ) -> None:
+        self.run_dir = run_dir
+        self.uri = resolve_uri(run_dir, run.uri)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        _prepare_state(run_dir, run, self.uri)
+        self._lock = threading.Lock()
+        self._stream: IO[bytes] = _open_events(run_dir / EVENTS_FILE)
+        self._sender: _Sender | None = None
+        if run.enabled:
+            self._sender = _Sender(run_dir, self.uri, send_every_s)
+        self._write({"status": "RUNNING"})
+        if run.tags:
+            self._write({"tags": dict(run.tags)})
+        if run.params:
+            self._write({"params": {key: _param_text(v) for key, v in run.params.items()}})
+        if config_file is not None:
+            self.log_artifact(config_file)
+        if self._sender is not None:
+            self._sender.start()
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Logs numbers of one step; NaN and infinity are numbers too."""
+        numbers = {_clean_key(key): _to_json(float(value)) for key, value in metrics.items()}
+        self._write({"step": int(step), "metrics": numbers})
+
+    def log_artifact(self, path: Path, folder: str = "") -> None:
+        """Logs a file that stays where it is; `folder` is its place in MLflow."""
+        inside = path.resolve().is_relative_to(self.run_dir.resolve())
+        name = path.resolve().relative_to(self.run_dir.resolve()) if inside else path.resolve()
+        self._write({"artifact": str(name), "folder": folder})
+
+    def log_figure(self, figure: Figure, name: str) -> Path:
+        """Saves a figure as `RUN_DIR/plots/<name>.png`, logs it and returns its path."""
+        path = self.run_dir / "plots" / f"{name}.png"
+        with atomic_open(path, "wb") as stream:
+            figure.savefig(stream, format="png", dpi=150)
+        self.log_artifact(path, folder="plots")
+        return path
+
+    def set_status(self, status: Status) -> None:
+        """Logs that the run is in another state."""
+        self._write({"status": status})
+
+    def finish(self, status: Status = "FINISHED", timeout_s: float = 30.0) -> int:
+        """Ends the run and sends what is left, for at most `timeout_s` seconds.
+
+        Returns:
+            The number of events that are not in MLflow; they stay in the run folder.
+        """
+        if self._stream.closed:
+            return pending_events(self.run_dir)
+        self.set_status(status)
+        with self._lock:
+            self._stream.close()
+        if self._sender is None:
+            return 0
+        self._sender.finish(timeout_s)
+        unsent = pending_events(self.run_dir)
+        if unsent:
+            log.warning(
+                "%d events of %s are not in MLflow (%s); nothing is lost: resuming the run sends "
+                "them, and so does `hyperadapter tracking sync %s`",
+                unsent,
+                self.run_dir / EVENTS_FILE,
+                redact(self.uri),
+                self.run_dir,
+            )
+        return unsent
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.finish("FINISHED")
+            return
+        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+        try:
+            # Who stopped us may be about to kill us: be quick, the rest is sent at resume.
+            self.finish("KILLED" if stopped else "FAILED", timeout_s=10.0 if stopped else 30.0)
+        except HyperAdapterError as second:
+            log.error("the end of the run could not be logged either: %s", second)
+
+    def _write(self, event: dict[str, Any]) -> None:
+        line = json.dumps({"time_ms": time.time_ns() // 1_000_000, **event}, ensure_ascii=False)
+        with self._lock, translate_disk_full(self.run_dir / EVENTS_FILE):
+            self._stream.write(line.encode() + b"\n")
+            self._stream.flush()
+
+
+class NullTracker(Tracker):
+    """The tracker of every rank but 0: it takes everything and does nothing."""
+
+    def __init__(self) -> None:
+        self.run_dir = Path()
+        self.uri = ""
+
+    def log_artifact(self, path: Path, folder: str = "") -> None:
+        """Does nothing."""
+
+    def log_figure(self, figure: Figure, name: str) -> Path:
+        """Does nothing."""
+        return self.run_dir
+
+    def finish(self, status: Status = "FINISHED", timeout_s: float = 30.0) -> int:
+        """Does nothing; nothing is unsent."""
+        return 0
+
+    def _write(self, event: dict[str, Any]) -> None:
+        pass
+
+
+def sync(run_dir: Path, uri: str = "") -> int:
+    """Sends the events of a run folder that are not in MLflow yet; safe at any time.
+
+    Args:
+        run_dir: The run folder.
+        uri: Another tracking URI than the run was started with: everything goes to a new MLflow
+            run there. Needed where the URI holds a password, which no file keeps.
+
+    Returns:
+        The number of events sent.
+
+    Raises:
+        DataError: The folder has no events.
+        TrackingError: MLflow cannot be reached; what was sent until then is remembered.
+    """
+    state = SendState.load(run_dir)
+    if state is None or not (run_dir / EVENTS_FILE).exists():
+        raise DataError(
+            f"{run_dir} has no {EVENTS_FILE} and {STATE_FILE}; name the folder of a run that was "
+            "started with tracking"
+        )
+    uri = resolve_uri(run_dir, uri or state.uri)
+    if "://***@" in uri:
+        raise ConfigError(
+            f"the tracking URI {uri} of {run_dir} needs its password, which is not kept in files; "
+            "give the whole URI"
+        )
+    if redact(uri) != state.uri:
+        run = TrackedRun(state.name, state.experiment)
+        state = _prepare_state(run_dir, run, uri)
+    pending = pending_events(run_dir)
+    try:
+        _Sender(run_dir, uri, 0).send_pending()
+    except Exception as error:
+        raise TrackingError(
+            f"MLflow at {redact(uri)} cannot be reached ({_brief(error)}); "
+            f"{pending_events(run_dir)} of {pending} events remain in {run_dir / EVENTS_FILE}; "
+            "run the same command again when it is back"
+        ) from error
+    return pending
+
+
+def pending_events(run_dir: Path) -> int:
+    """Returns the number of events in a run folder that are not in MLflow."""
+    state = SendState.load(run_dir)
+    offset = state.sent_bytes if state is not None else 0
+    events = _read_events(run_dir / EVENTS_FILE, offset)
+    return sum(1 for _ in events)
+
+
+def _clean_key(key: str) -> str:
+    """Turns a key into one that MLflow takes."""
+    plain = re.sub(r"[^\w\-. :/]", "_", key)
+    return "/".join(p for p in plain.split("/") if p not in ("", ".", ".."))[:_KEY_CHARS] or "_"
+
+
+def _param_text(value: Param) -> str:
+    text = redact(str(value))
+    if len(text) <= _PARAM_CHARS:
+        return text
+    note = f"... (shortened from {len(text)} characters; the whole is in config.yaml)"
+    return text[: _PARAM_CHARS - len(note)] + note
+
+
+def _brief(error: BaseException) -> str:
+    """The first line of an error, short and without passwords."""
+    lines = redact(str(error)).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:300]}"
+
+
+def _prepare_state(run_dir: Path, run: TrackedRun, uri: str) -> SendState:
+    """Continues the state of a run folder, or begins one where the place has changed."""
+    old = SendState.load(run_dir)
+    fresh = SendState(uuid.uuid4().hex, run.name, run.experiment, redact(uri))
+    if old is not None and (old.uri, old.experiment) == (fresh.uri, fresh.experiment):
+        return old
+    if old is not None and old.run_id:
+        log.warning(
+            "%s was tracked in experiment %r at %s and is now in %r at %s: a new MLflow run begins "
+            "there and gets all events from the start",
+            *(run_dir, old.experiment, old.uri, fresh.experiment, fresh.uri),
+        )
+    fresh.save(run_dir)
+    return fresh
+
+
+# ------------------------------------------------------------------------------------ sender
+
+
+class _RunGoneError(Exception):
+    """The MLflow run was deleted; a new one takes its place."""
+
+
+class _Sender:
+    """Brings the events of a run folder to MLflow, in a thread or at once."""
+
+    def __init__(self, run_dir: Path, uri: str, send_every_s: float) -> None:
+        self._run_dir = run_dir
+        self._events = run_dir / EVENTS_FILE
+        self._uri = uri
+        self._send_every_s = send_every_s
+        self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
+        self._closing = threading.Event()
+        self._deadline = math.inf
+        self._client: MlflowClient | None = None
+        self._state = SendState("", "", "", "")
+
+    # The thread.
+
+    def start(self) -> None:
+        """Starts sending in the background."""
+        # Here and not in the thread: Python imports of one package by two threads can fail.
+        _import_mlflow()
+        self._thread.start()
+
+    def finish(self, timeout_s: float) -> None:
+        """Sends what is left and ends the thread, or leaves it after `timeout_s`."""
+        self._deadline = time.monotonic() + timeout_s
+        self._closing.set()
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        lost = False
+        pause_s = self._send_every_s
+        while True:
+            closing = self._closing.is_set()  # before sending, so that the last events are seen
+            try:
+                waiting = pending_events(self._run_dir) if lost else 0
+                self.send_pending()
+            except Exception as error:  # whatever it is, training must go on
+                if not lost:
+                    log.warning(
+                        "MLflow at %s cannot be reached (%s); training goes on, events are kept in "
+                        "%s and sent when it is back",
+                        *(redact(self._uri), _brief(error), self._events),
+                    )
+                lost = True
+                pause_s = min(2 * pause_s, _LONGEST_RETRY_S)
+            else:
+                if lost:
+                    log.info(
+                        "MLflow at %s is back; sent the %d events that were waiting",
+                        *(redact(self._uri), waiting),
+                    )
+                lost = False
+                pause_s = self._send_every_s
+            if closing and (not lost or time.monotonic() >= self._deadline):
+                return
+            if closing:
+                time.sleep(min(0.5, max(0.0, self._deadline - time.monotonic())))
+            else:
+                self._closing.wait(pause_s)
+
+    # Sending.
+
+    def send_pending(self) -> None:
+        """Sends all whole events after the persisted offset; raises what MLflow raises."""
+        try:
+            if self._client is None:
+                self._client = self._connect()
+            self._send_all(self._client)
+        except _RunGoneError:
+            # Deleted in MLflow's interface: everything goes to a new run.
+            self._client = None
+            self._client = self._connect()
+            self._send_all(self._client)
+        except Exception:
+            self._client = None  # connect anew, with the state as it is then
+            raise
+
+    def _send_all(self, client: MlflowClient) -> None:
+        if self._state.sent_bytes > self._events.stat().st_size:
+            log.warning("%s is shorter than it was: sending it again", self._events)
+            self._advance(0)
+        while True:
+            before = self._state.sent_bytes
+            metrics: list[Any] = []
+            end = before
+            for event in _read_events(self._events, before):
+                end = event.end
+                if event.value is not None and "metrics" in event.value:
+                    metrics.extend(_metrics_of(event.value))
+                    full = len(metrics) >= _METRICS_PER_BATCH or end - before > _READ_BYTES
+                    if not full:
+                        continue
+                self._send_metrics(client, metrics)
+                metrics = []
+                if event.value is None:
+                    log.warning("%s: skipped a damaged line before byte %d", self._events, end)
+                elif "metrics" not in event.value:
+                    self._send_other(client, event.value)
+                self._advance(end)
+            if metrics:
+                self._send_metrics(client, metrics)
+            if end == before:
+                return
+            self._advance(end)
+
+    def _advance(self, offset: int) -> None:
+        self._state = replace(self._state, sent_bytes=offset)
+        self._state.save(self._run_dir)
+
+    def _send_metrics(self, client: MlflowClient, metrics: list[Any]) -> None:
+        for start in range(0, len(metrics), _METRICS_PER_BATCH):
+            self._log_batch(client, "metrics", metrics[start : start + _METRICS_PER_BATCH])
+
+    def _send_other(self, client: MlflowClient, event: dict[str, Any]) -> None:
+        if "params" in event:
+            self._send_params(client, event["params"])
+        elif "tags" in event:
+            from mlflow.entities import RunTag
+
+            tags = [RunTag(_clean_key(key), value) for key, value in event["tags"].items()]
+            self._log_batch(client, "tags", tags)
+        elif "artifact" in event:
+            self._send_artifact(client, self._run_dir / event["artifact"], event["folder"])
+        elif event.get("status") == "RUNNING":
+            client.update_run(self._state.run_id, status="RUNNING")
+        elif "status" in event:
+            client.set_terminated(self._state.run_id, event["status"], event["time_ms"])
+
+    def _send_params(self, client: MlflowClient, params: Mapping[str, str]) -> None:
+        """Sends the new ones; MLflow never lets go of the first value of a parameter."""
+        from mlflow.entities import Param as MlflowParam
+
+        known = client.get_run(self._state.run_id).data.params
+        cleaned = {_clean_key(key): value for key, value in params.items()}
+        for key, value in cleaned.items():
+            if known.get(key, value) != value:
+                log.warning(
+                    "parameter %s was %r when this MLflow run began and is now %r; MLflow keeps the "
+                    "first value, config.yaml there has the new one",
+                    *(key, known[key], value),
+                )
+        new = [MlflowParam(key, value) for key, value in cleaned.items() if key not in known]
+        for start in range(0, len(new), _PARAMS_PER_BATCH):
+            self._log_batch(client, "params", new[start : start + _PARAMS_PER_BATCH])
+
+    def _send_artifact(self, client: MlflowClient, path: Path, folder: str) -> None:
+        if not path.is_file():
+            log.warning("artifact %s is gone and cannot be sent to MLflow", path)
+            return
+        if path.suffix in (".json", ".yaml"):
+            text = path.read_text(encoding="utf-8")
+            if redact(text) != text:
+                name = f"{folder}/{path.name}" if folder else path.name
+                client.log_text(self._state.run_id, redact(text), name)
+                return
+        client.log_artifact(self._state.run_id, str(path), folder or None)
+
+    def _log_batch(self, client: MlflowClient, kind: str, items: list[Any]) -> None:
+        """Sends items of one kind; what MLflow will never take is named and skipped."""
+        from mlflow.exceptions import MlflowException
+
+        if not items:
+            return
+        try:
+            client.log_batch(self._state.run_id, synchronous=True, **{kind: items})
+        except MlflowException as error:
+            if error.error_code not in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
+                raise
+            if not self._is_active(client):
+                raise _RunGoneError from error
+            if len(items) == 1:
+                name = f"{kind[:-1]} {items[0].key!r} = {items[0].value!r}"
+                log.warning("MLflow refuses the %s: %s", redact(name), _brief(error))
+                return
+            for item in items:
+                self._log_batch(client, kind, [item])
+
+    # Connecting.
+
+    def _connect(self) -> MlflowClient:
+        """Finds or makes the experiment and the run."""
+        mlflow = _import_mlflow()
+        state = SendState.load(self._run_dir)
+        if state is None:
+            raise DataError(f"{self._run_dir / STATE_FILE} is gone; resuming the run makes it anew")
+        self._state = state
+        client: MlflowClient = mlflow.MlflowClient(tracking_uri=self._uri)
+        if self._state.run_id and not self._is_active(client):
+            log.warning(
+                "the MLflow run %s of %s was deleted: a new one gets all events from the start",
+                *(self._state.run_id, self._run_dir),
+            )
+            self._state = replace(self._state, key=uuid.uuid4().hex, run_id="", sent_bytes=0)
+        if not self._state.run_id:
+            self._state = replace(self._state, run_id=self._find_or_make_run(client))
+            self._state.save(self._run_dir)
+        return client
+
+    def _is_active(self, client: MlflowClient) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return bool(client.get_run(self._state.run_id).info.lifecycle_stage == "active")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+
+    def _find_or_make_run(self, client: MlflowClient) -> str:
+        experiment_id = self._find_or_make_experiment(client)
+        found = client.search_runs([experiment_id], f"tags.`{_KEY_TAG}` = '{self._state.key}'")
+        if found:
+            return str(found[0].info.run_id)
+        tags = {
+            _KEY_TAG: self._state.key,
+            "hyperadapter.run_dir": str(self._run_dir.resolve()),
+            "mlflow.source.name": "hyperadapter",
+            "mlflow.user": _user(),
+        }
+        first = next(_read_events(self._events, 0), None)
+        started = first.value.get("time_ms") if first is not None and first.value else None
+        run = client.create_run(experiment_id, started, tags, self._state.name)
+        return str(run.info.run_id)
+
+    def _find_or_make_experiment(self, client: MlflowClient) -> str:
+        from mlflow.exceptions import MlflowException
+
+        name = self._state.experiment
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            location = None
+            if self._uri.startswith("sqlite:///"):
+                database = Path(self._uri.removeprefix("sqlite:///"))
+                location = (database.parent / "mlartifacts").as_uri()
+            try:
+                return str(client.create_experiment(name, artifact_location=location))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another run made it just now
+                    raise
+                experiment = client.get_experiment_by_name(name)
+        if experiment is None or experiment.lifecycle_stage != "active":
+            raise TrackingError(
+                f"the MLflow experiment {name!r} is deleted; restore it there, or set "
+                "tracking.experiment to another name"
+            )
+        return str(experiment.experiment_id)
+
+
+def _metrics_of(event: Mapping[str, Any]) -> list[Any]:
+    from mlflow.entities import Metric
+
+    return [
+        Metric(key, float(value), event["time_ms"], event["step"])
+        for key, value in event["metrics"].items()
+    ]
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container whose user has no name
+        return str(os.getuid())
+
+
+def _import_mlflow() -> Any:
+    """Imports MLflow, which takes two seconds, quiet and quick to fail."""
+    for name, value in _MLFLOW_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    for noisy in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    return mlflow

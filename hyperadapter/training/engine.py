@@ -1,0 +1,276 @@
+"""The only door to DeepSpeed: one optimizer step, evaluation, and the state of a run.
+
+DeepSpeed averages gradients over ranks and micro-batches as if all of them held the same number of
+tokens. `train_step` therefore scales each micro-batch's summed loss by
+
+    world_size * micro_batches_per_rank / target tokens of the whole step,
+
+so that the update is the gradient of the mean loss over the step's target tokens, however they are
+shared out.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hyperadapter.config import TrainingConfig
+from hyperadapter.core.errors import CheckpointError, ConfigError
+from hyperadapter.model.batch import Batch
+from hyperadapter.model.seq2seq import LossSums
+
+__all__ = ["Engine", "StepResult", "World", "deepspeed_config", "start_world"]
+
+log = logging.getLogger(__name__)
+
+_STATE_TAG = "state"
+
+
+class World(NamedTuple):
+    """Where this process stands among all of them.
+
+    Attributes:
+        rank: From 0 to size - 1.
+        size: Number of processes.
+        device: Where this process computes.
+        control: A gloo group for flags and counts that never touches the GPU.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    control: dist.ProcessGroup | None
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one process that writes files and logs."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Waits for all ranks."""
+        if self.control is not None:
+            dist.barrier(group=self.control)
+
+    def any(self, flag: bool) -> bool:
+        """Says whether the flag is set on any rank."""
+        if self.control is None:
+            return flag
+        value = torch.tensor([int(flag)])
+        dist.all_reduce(value, op=dist.ReduceOp.MAX, group=self.control)
+        return bool(value.item())
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Adds a CPU tensor over all ranks."""
+        if self.control is not None:
+            dist.all_reduce(values, group=self.control)
+        return values
+
+
+def _launcher_rank(environment: Mapping[str, str]) -> tuple[int, int, int]:
+    """Returns rank, local rank and world size as torchrun, our launcher or srun gave them."""
+    if "RANK" in environment:
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    elif int(environment.get("SLURM_NTASKS", "1")) > 1:
+        names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
+    else:
+        return 0, 0, 1
+    missing = [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if name not in environment]
+    if missing:
+        raise ConfigError(
+            f"the launcher set {names[0]} but not {', '.join(missing)}; start with torchrun, srun "
+            "from our batch template, or `hyperadapter train` alone"
+        )
+    rank, local_rank, size = (int(environment[name]) for name in names)
+    return rank, local_rank, size
+
+
+def start_world(config: TrainingConfig, timeout_s: float = 1800.0) -> World:
+    """Joins the processes of this run.
+
+    Raises:
+        ConfigError: A GPU was asked for and there is none.
+    """
+    rank, local_rank, size = _launcher_rank(os.environ)
+    cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    if cuda and not torch.cuda.is_available():
+        raise ConfigError(
+            "training.device is cuda, but torch sees no GPU; use device: cpu, or install a CUDA "
+            "build of torch and check the driver"
+        )
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(local_rank), "WORLD_SIZE": str(size)})
+    # DeepSpeed reads these at import.
+    os.environ["DS_ACCELERATOR"] = "cuda" if cuda else "cpu"
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "0" if size == 1 else "29500")
+    dist.init_process_group(
+        "nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_s), rank=rank, world_size=size
+    )
+    control = dist.new_group(backend="gloo") if size > 1 else None
+    return World(rank, size, device, control)
+
+
+def deepspeed_config(config: TrainingConfig, world_size: int) -> dict[str, Any]:
+    """Derives DeepSpeed's settings; nothing is left to its defaults that changes the result."""
+    micro_batches_per_rank = config.micro_batches_per_step // world_size
+    return {
+        # Only their product matters: micro-batches are counted in tokens, not sentences.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": micro_batches_per_rank,
+        "train_batch_size": config.micro_batches_per_step,
+        # DeepSpeed's default is 1.0; 0 turns clipping off.
+        "gradient_clipping": config.clip_norm,
+        "bf16": {"enabled": config.precision == "bf16"},
+        "fp16": {"enabled": False},
+        "zero_optimization": {
+            "stage": config.zero_stage,
+            # Its linear wrapper rounds differently from torch: 2e-3 after 50 steps of Adam.
+            "memory_efficient_linear": False,
+            "overlap_comm": config.device != "cpu" and torch.cuda.is_available(),
+        },
+        "steps_per_print": 1_000_000_000,
+        "wall_clock_breakdown": False,
+    }
+
+
+class StepResult(NamedTuple):
+    """This rank's share of one optimizer step, left on the device.
+
+    Attributes:
+        loss: Sum of the smoothed loss over the rank's target tokens, nats.
+        nll: Sum of the negative log-likelihood, nats.
+        grad_norm: Global norm before clipping.
+    """
+
+    loss: Tensor
+    nll: Tensor
+    grad_norm: Tensor
+
+
+class Engine:
+    """A model with its optimizer, sharded by DeepSpeed ZeRO.
+
+    Args:
+        model: Initialised equally on all ranks.
+        config: Optimizer, precision and ZeRO stage.
+        world: From `start_world`.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainingConfig, world: World) -> None:
+        import deepspeed
+
+        # Its shared-memory all-reduce serves inference only and takes minutes to compile.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        # DeepSpeed calls collectives by names that torch 2.13 has deprecated.
+        warnings.filterwarnings("ignore", r".*torch\.distributed\.\w+` is deprecated", FutureWarning)
+        self.config, self.world = config, world
+        self.micro_batches = config.micro_batches_per_step // world.size
+        optimizer = torch.optim.AdamW(
+            _parameter_groups(model.to(world.device), config.weight_decay),
+            lr=config.learning_rate,
+            betas=config.adam_betas,
+            eps=config.adam_eps,
+            fused=True,
+        )
+        self._engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            config=deepspeed_config(config, world.size),
+            dist_init_required=False,
+        )
+
+    def train_step(
+        self,
+        batches: Sequence[Batch],
+        seeds: Sequence[int],
+        target_tokens: int,
+        learning_rate: float,
+    ) -> StepResult:
+        """Runs one optimizer step over this rank's micro-batches.
+
+        Args:
+            batches: This rank's micro-batches, `micro_batches_per_step / world size` of them.
+            seeds: Seed of the dropout of each; it belongs to the micro-batch, not to the rank.
+            target_tokens: Target tokens of the step over all ranks.
+            learning_rate: Of this step.
+        """
+        engine = self._engine
+        engine.train()
+        for group in engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        scale = self.world.size * self.micro_batches / target_tokens
+        loss = torch.zeros((), device=self.world.device)
+        nll = torch.zeros((), device=self.world.device)
+        for batch, seed in zip(batches, seeds, strict=True):
+            # Dropout draws from torch's global generator; this makes it a function of the step.
+            torch.manual_seed(seed)
+            sums: LossSums = engine(batch, self.config.label_smoothing)
+            engine.backward(sums.loss * scale)
+            loss += sums.loss.detach()
+            nll += sums.nll
+            if engine.is_gradient_accumulation_boundary() and self.config.zero_stage == 0:
+                grads = [p.grad for p in engine.module.parameters() if p.grad is not None]
+                stage_0_norm = torch.nn.utils.get_total_norm(grads)
+            engine.step()
+        norm = stage_0_norm if self.config.zero_stage == 0 else engine.get_global_grad_norm()
+        return StepResult(loss, nll, torch.as_tensor(norm))
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> Tensor:
+        """Returns the summed negative log-likelihood of a micro-batch, in nats."""
+        self._engine.eval()
+        sums: LossSums = self._engine(batch)
+        return sums.nll
+
+    def save(self, folder: Path) -> None:
+        """Writes this rank's part of the sharded state; every rank must call it."""
+        self._engine.save_checkpoint(str(folder), tag=_STATE_TAG, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Reads what `save` wrote, on the same world size and ZeRO stage."""
+        path, _ = self._engine.load_checkpoint(str(folder), tag=_STATE_TAG)
+        if path is None:
+            raise CheckpointError(f"{folder} holds no state that DeepSpeed can load")
+
+    def full_weights(self) -> dict[str, Tensor]:
+        """Gathers the weights in fp32 on the CPU; every rank must call it, rank 0 gets them."""
+        weights: dict[str, Tensor] = {}
+        for name, parameter in self._engine.module.named_parameters():
+            with self._gathered(parameter):
+                if self.world.is_main:
+                    weights[name] = parameter.detach().float().cpu().clone()
+        return weights
+
+    def _gathered(self, parameter: nn.Parameter) -> Any:
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters([parameter], enabled=self.config.zero_stage == 3)
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Decays matrices and stacked matrices; embeddings, gains and biases are not decayed."""
+    embeddings = {
+        id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)
+    }
+    decayed, others = [], []
+    for parameter in model.parameters():
+        matrix = parameter.dim() in (2, 4) and id(parameter) not in embeddings
+        (decayed if matrix else others).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    # DeepSpeed refuses an empty group.
+    return [group for group in groups if group["params"]]

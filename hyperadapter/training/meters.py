@@ -1,0 +1,94 @@
+"""What is measured while training: loss, speed and progress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hyperadapter.training.engine import StepResult, World
+
+__all__ = ["Meter", "Reading", "format_duration", "passes_range"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Means and rates since the reading before.
+
+    Attributes:
+        loss: Smoothed loss, nats per target token.
+        nll: Negative log-likelihood, nats per target token.
+        grad_norm: Mean global gradient norm before clipping.
+        tokens_per_s: Target tokens of all ranks per second.
+        steps_per_s: Optimizer steps per second.
+    """
+
+    loss: float
+    nll: float
+    grad_norm: float
+    tokens_per_s: float
+    steps_per_s: float
+
+    def metrics(self) -> dict[str, float]:
+        """Returns the reading under the names that MLflow shows."""
+        return {
+            "train/loss": self.loss,
+            "train/nll": self.nll,
+            "train/grad_norm": self.grad_norm,
+            "perf/tokens_per_s": self.tokens_per_s,
+            "perf/steps_per_s": self.steps_per_s,
+        }
+
+
+@dataclass
+class Meter:
+    """Adds up on the device; `read` is the only place that waits for it."""
+
+    world: World
+    _sums: list[Tensor] = field(default_factory=list)
+    _tokens: int = 0
+    _steps: int = 0
+    _start: float = field(default_factory=time.monotonic)
+
+    def add(self, result: StepResult, target_tokens: int) -> None:
+        """Adds one step; `target_tokens` are those of all ranks."""
+        share = result.grad_norm.to(result.loss.device) / self.world.size
+        self._sums.append(torch.stack([result.loss, result.nll, share.to(result.loss.dtype)]))
+        self._tokens += target_tokens
+        self._steps += 1
+
+    def read(self) -> Reading:
+        """Reads and starts anew; every rank must call it at the same step."""
+        sums = self.world.sum(torch.stack(self._sums).double().sum(dim=0).cpu())
+        now = time.monotonic()
+        seconds = max(now - self._start, 1e-9)
+        loss, nll, norm = sums.tolist()
+        reading = Reading(
+            loss=loss / self._tokens,
+            nll=nll / self._tokens,
+            grad_norm=norm / self._steps,
+            tokens_per_s=self._tokens / seconds,
+            steps_per_s=self._steps / seconds,
+        )
+        self._sums, self._tokens, self._steps, self._start = [], 0, 0, now
+        return reading
+
+    def skip_time(self, seconds: float) -> None:
+        """Leaves time that was not spent on training steps out of the rates."""
+        self._start += seconds
+
+
+def passes_range(passes: Mapping[str, float]) -> str:
+    """Writes how often the directions have been seen, from the least to the most."""
+    low, high = min(passes.values()), max(passes.values())
+    return f"{low:.2f}-{high:.2f}" if high - low >= 0.01 else f"{high:.2f}"
+
+
+def format_duration(seconds: float) -> str:
+    """Writes seconds as h:mm:ss or m:ss."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"

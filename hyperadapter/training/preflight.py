@@ -1,0 +1,103 @@
+"""Checks before the first step, so that a run that cannot end well does not start."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hyperadapter.checkpoint.layout import complete_checkpoints
+from hyperadapter.config import RunConfig, check_world_size
+from hyperadapter.core.errors import ConfigError
+from hyperadapter.core.files import require_space, write_text
+from hyperadapter.core.schema import fingerprint, load_config, to_yaml
+
+__all__ = ["check_disk", "check_world", "freeze_config", "identity"]
+
+log = logging.getLogger(__name__)
+
+_OPERATIONAL = {
+    "run_dir": ...,
+    "tracking": ...,
+    "evaluation": ...,
+    "data": {"folder"},
+    "training": {
+        "num_processes",
+        "device",
+        "checkpoint",
+        "validation",
+        "log_every_steps",
+    },
+}
+"""Keys that may change between two starts of one run without making it another experiment."""
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """Returns the part of a configuration that decides what is trained."""
+    tree: dict[str, Any] = config.model_dump(mode="json", exclude=_OPERATIONAL)
+    return tree
+
+
+def freeze_config(config: RunConfig) -> str:
+    """Writes the resolved configuration into the run folder, or checks it against the one there.
+
+    Returns:
+        The fingerprint of the configuration.
+
+    Raises:
+        ConfigError: The folder holds the checkpoints of another experiment.
+    """
+    run_dir = Path(config.run_dir)
+    path = run_dir / "config.yaml"
+    if path.exists() and complete_checkpoints(run_dir):
+        before = load_config(RunConfig, path)
+        changed = list(_differences(identity(before), identity(config)))
+        if changed:
+            raise ConfigError(
+                f"{run_dir} holds checkpoints of another experiment; these keys differ:\n  "
+                + "\n  ".join(changed)
+                + "\nchoose another run_dir (--set run_dir=...), or restore the values to resume"
+            )
+    write_text(path, to_yaml(config))
+    return fingerprint(config)
+
+
+def _differences(
+    before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = ""
+) -> Iterator[str]:
+    for key in sorted(before.keys() | after.keys()):
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key}: {old!r} in the folder, {new!r} now"
+
+
+def check_world(config: RunConfig, world_size: int) -> None:
+    """Checks that this many processes can share a step.
+
+    Raises:
+        ConfigError: They cannot; the message names sizes that work.
+    """
+    try:
+        check_world_size(config.training, world_size)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def check_disk(config: RunConfig, num_parameters: int) -> None:
+    """Checks that the run folder has room for its checkpoints before the first step.
+
+    A checkpoint holds fp32 weights, once for use and once in the state, and two moments of Adam; one
+    more than `keep` exists for a moment.
+
+    Raises:
+        DiskFullError: It has not.
+    """
+    checkpoint_bytes = num_parameters * 4 * 4
+    if config.training.precision == "bf16":
+        checkpoint_bytes += num_parameters * 2
+    keep = config.training.checkpoint.keep + 1
+    purpose = f"keeping {keep} checkpoints of {num_parameters:,} parameters"
+    require_space(Path(config.run_dir), keep * checkpoint_bytes, purpose)

@@ -1,0 +1,292 @@
+"""The training loop.
+
+Data and dropout are functions of the step, so the state of a run is its weights, its optimizer and
+the number of its last step: a run that is stopped and resumed goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import torch
+
+from data_pipeline.stream import TrainStream, ValidStream
+from data_pipeline.tokenizer import Tokenizer
+from hyperadapter.checkpoint import layout
+from hyperadapter.checkpoint.weights import save_weights
+from hyperadapter.config import RunConfig
+from hyperadapter.core.errors import CheckpointError, Interrupted, TrainingError
+from hyperadapter.core.files import translate_disk_full
+from hyperadapter.model.batch import Batch
+from hyperadapter.model.seq2seq import build_model
+from hyperadapter.model.vocabulary import Vocabulary
+from hyperadapter.tracking import Tracker
+from hyperadapter.training import preflight
+from hyperadapter.training.engine import Engine, World, start_world
+from hyperadapter.training.meters import Meter, Reading, format_duration, passes_range
+from hyperadapter.training.schedule import learning_rate
+
+__all__ = ["Trainer", "train"]
+
+log = logging.getLogger(__name__)
+
+
+def train(config: RunConfig) -> None:
+    """Trains this rank's share of a run until its last step, resuming where it stopped.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, DiskFullError: Before the first step, if it cannot
+            end well.
+        Interrupted: SIGTERM or SIGUSR1 arrived on any rank; a checkpoint was saved.
+        TrainingError: The loss is not finite.
+    """
+    with ExitStack() as stack:
+        world = start_world(config.training)
+        preflight.check_world(config, world.size)
+        trainer = Trainer.build(config, world, stack)
+        trainer.resume()
+        trainer.fit()
+
+
+class StopRequest:
+    """A flag that SIGTERM and SIGUSR1 set; the loop looks at it between steps."""
+
+    def __init__(self) -> None:
+        self.signal_name = ""
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._set)
+
+    def _set(self, number: int, _: FrameType | None) -> None:
+        self.signal_name = signal.Signals(number).name
+
+
+@dataclass
+class Trainer:
+    """Everything that one rank needs to train.
+
+    Attributes:
+        config: The run.
+        world: All ranks.
+        engine: Model and optimizer.
+        stream: Training batches as a function of the step.
+        valid: Validation batches.
+        tracker: Metrics; silent on all ranks but the main one.
+        stop: Whether a signal asked to stop.
+        step: Optimizer steps done.
+    """
+
+    config: RunConfig
+    world: World
+    engine: Engine
+    stream: TrainStream
+    valid: ValidStream
+    vocabulary: Vocabulary
+    tracker: Tracker
+    stop: StopRequest
+    fingerprint: str
+    step: int = 0
+
+    @classmethod
+    def build(cls, config: RunConfig, world: World, stack: ExitStack) -> Trainer:
+        """Checks the run and builds its parts; `stack` closes them."""
+        training, run_dir = config.training, Path(config.run_dir)
+        fingerprint = preflight.freeze_config(config) if world.is_main else ""
+        tokenizer = Tokenizer.load(Path(config.data.folder) / "tokenizer")
+        vocabulary = Vocabulary(
+            tokenizer.vocab_size, config.data.languages, config.data.resolved_directions()
+        )
+        shards = Path(config.data.folder) / "shards"
+        stream = TrainStream(
+            shards,
+            config.data,
+            micro_batch_tokens=training.micro_batch_tokens,
+            micro_batches_per_step=training.micro_batches_per_step,
+            seed=training.seed,
+            rank=world.rank,
+            world_size=world.size,
+        )
+        valid = ValidStream(
+            shards,
+            config.data,
+            micro_batch_tokens=training.micro_batch_tokens,
+            max_sentences=training.validation.max_sentences,
+            rank=world.rank,
+            world_size=world.size,
+        )
+        model = build_model(config.model, vocabulary, training.seed)
+        num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        if world.is_main:
+            preflight.check_disk(config, num_parameters)
+        tracker = stack.enter_context(Tracker.open(config, run_dir) if world.is_main else Tracker.off())
+        log.info("%s parameters, %d processes on %s", f"{num_parameters:,}", world.size, world.device)
+        engine = Engine(model, training, world)
+        return cls(
+            config, world, engine, stream, valid, vocabulary, tracker, StopRequest(), fingerprint
+        )
+
+    def resume(self) -> None:
+        """Loads the newest complete checkpoint, if there is one."""
+        found = layout.complete_checkpoints(Path(self.config.run_dir))
+        self.world.barrier()
+        if not found:
+            return
+        step, folder = found[-1]
+        manifest = layout.verify(folder)
+        training = self.config.training
+        saved = (manifest.world_size, manifest.zero_stage)
+        if saved != (self.world.size, training.zero_stage):
+            raise CheckpointError(
+                f"{folder} was saved by {manifest.world_size} processes at ZeRO stage "
+                f"{manifest.zero_stage} and cannot be resumed by {self.world.size} at stage "
+                f"{training.zero_stage}; start as many processes as before (training.num_processes)"
+            )
+        self.engine.load(folder)
+        self.step = step
+        log.info("resumed from %s at step %d of %d", folder, step, training.max_steps)
+
+    def fit(self) -> None:
+        """Trains to the last step; saves, validates and logs on the way."""
+        training = self.config.training
+        meter = Meter(self.world)
+        started = time.monotonic()
+        first = self.step
+        with self.stream.iter_from(first) as steps:
+            while self.step < training.max_steps:
+                batches = next(steps)
+                rate = learning_rate(
+                    training.schedule, training.learning_rate, self.step + 1, training.max_steps
+                )
+                result = self.engine.train_step(
+                    [Batch.from_micro_batch(mb, self.world.device) for mb in batches.micro_batches],
+                    self._dropout_seeds(),
+                    batches.target_tokens,
+                    rate,
+                )
+                self.step += 1
+                meter.add(result, batches.target_tokens)
+                last = self.step == training.max_steps
+                if last or self.step % training.log_every_steps == 0:
+                    self._report(meter.read(), rate, started, first)
+                paused = time.monotonic()
+                if last or self.step % training.validation.every_steps == 0:
+                    self.validate()
+                stopping = self.world.any(bool(self.stop.signal_name))
+                if last or stopping or self.step % training.checkpoint.every_steps == 0:
+                    self.save()
+                if stopping and not last:
+                    raise Interrupted(
+                        f"stopped by a signal at step {self.step} of {training.max_steps}; the same "
+                        "command resumes"
+                    )
+                meter.skip_time(time.monotonic() - paused)
+
+    def _dropout_seeds(self) -> list[int]:
+        """Seeds that belong to the micro-batches of the coming step, whichever rank has them."""
+        count = self.engine.micro_batches
+        total = self.config.training.micro_batches_per_step
+        first = self.step * total + self.world.rank * count
+        seed = self.config.training.seed
+        return [
+            int(np.random.SeedSequence([seed, first + i]).generate_state(1, np.uint64)[0] >> 1)
+            for i in range(count)
+        ]
+
+    def _report(self, reading: Reading, rate: float, started: float, first: int) -> None:
+        training = self.config.training
+        if not math.isfinite(reading.loss) or not math.isfinite(reading.grad_norm):
+            raise TrainingError(
+                f"step {self.step}: loss {reading.loss}, gradient norm {reading.grad_norm}; resume "
+                "with a lower training.learning_rate or clip_norm in a new run_dir"
+            )
+        passes = self.stream.passes(self.step)
+        metrics = reading.metrics() | {"train/learning_rate": rate}
+        metrics |= {f"data/passes/{name}": value for name, value in passes.items()}
+        self.tracker.log_metrics(metrics, self.step)
+        elapsed = time.monotonic() - started
+        left = elapsed / (self.step - first) * (training.max_steps - self.step)
+        log.info(
+            "step %d/%d  loss %.3f  nll %.3f nats/token  lr %.2e  norm %.2f  %s target tokens/s on %d"
+            "  passes %s  %s left",
+            self.step,
+            training.max_steps,
+            reading.loss,
+            reading.nll,
+            rate,
+            reading.grad_norm,
+            f"{reading.tokens_per_s:,.0f}",
+            self.world.size,
+            passes_range(passes),
+            format_duration(left),
+        )
+
+    def validate(self) -> dict[str, float]:
+        """Computes the loss per direction, and their mean, in nats per target token."""
+        names = [str(direction) for direction in self.vocabulary.directions]
+        sums = torch.zeros(2, len(names), dtype=torch.float64)
+        for item in self.valid.batches():
+            nll = self.engine.evaluate(Batch.from_micro_batch(item.micro_batch, self.world.device))
+            if item.counts:
+                direction = int(item.micro_batch.direction_P[0])
+                sums[0, direction] += nll.item()
+                sums[1, direction] += item.micro_batch.num_tgt_tokens
+        nll, tokens = self.world.sum(sums)
+        losses = {
+            name: value
+            for name, value, count in zip(names, (nll / tokens).tolist(), tokens.tolist(), strict=True)
+            if count
+        }
+        mean = sum(losses.values()) / len(losses)
+        metrics = {f"valid/{name}/nll": value for name, value in losses.items()}
+        self.tracker.log_metrics(metrics | {"valid/macro/nll": mean}, self.step)
+        worst = max(losses, key=losses.__getitem__)
+        log.info(
+            "step %d  validation nll %.3f nats/token, mean of %d directions (worst %s %.3f)",
+            self.step,
+            mean,
+            len(losses),
+            worst,
+            losses[worst],
+        )
+        return losses
+
+    def save(self) -> None:
+        """Writes a checkpoint beside, then gives it its name; every rank must call it."""
+        run_dir, training = Path(self.config.run_dir), self.config.training
+        part = layout.checkpoint_folder(run_dir, self.step).with_suffix(".part")
+        with translate_disk_full(part):
+            if self.world.is_main:
+                layout.new_part_folder(run_dir, self.step)
+            self.world.barrier()
+            self.engine.save(part)
+            weights = self.engine.full_weights()
+            if self.world.is_main:
+                save_weights(part / layout.WEIGHTS_FILE, weights, self._weights_metadata())
+            self.world.barrier()
+            if self.world.is_main:
+                values = {
+                    "fingerprint": self.fingerprint,
+                    "world_size": self.world.size,
+                    "zero_stage": training.zero_stage,
+                    "precision": training.precision,
+                }
+                folder = layout.commit(part, step=self.step, values=values)
+                layout.prune(run_dir, training.checkpoint.keep)
+                log.info("saved %s", folder)
+            self.world.barrier()
+
+    def _weights_metadata(self) -> dict[str, str]:
+        return {
+            "step": str(self.step),
+            "fingerprint": self.fingerprint,
+            "num_pieces": str(self.vocabulary.num_pieces),
+            "languages": " ".join(self.vocabulary.languages),
+            "directions": " ".join(map(str, self.vocabulary.directions)),
+        }
