@@ -48,11 +48,10 @@ class Ragged:
         return cls(tokens, np.cumsum(lengths) - lengths, lengths)
 
     @classmethod
-    def from_sequences(cls, sequences: Sequence[NDArray[Any]], *, append_eos: bool) -> Ragged:
-        """Makes rows of separate arrays, each with the end mark appended if asked."""
-        tail = [np.array([EOS_ID])] if append_eos else []
-        parts = [part for sequence in sequences for part in (sequence, *tail)]
-        lengths = np.array([len(sequence) + len(tail) for sequence in sequences], np.int64)
+    def from_sequences(cls, sequences: Sequence[NDArray[Any]]) -> Ragged:
+        """Makes rows of separate sequences of pieces, and appends the end mark to each."""
+        parts = [part for sequence in sequences for part in (sequence, [EOS_ID])]
+        lengths = np.array([len(sequence) + 1 for sequence in sequences], np.int64)
         flat = np.concatenate(parts) if parts else np.empty(0, np.int64)
         return cls.from_lengths(flat.astype(np.int64), lengths)
 
@@ -207,9 +206,7 @@ def build_micro_batch(
     )
 
 
-def build_prompts(
-    layout: BatchLayout, direction_B: Ints, src: Ragged
-) -> tuple[MicroBatch, Ints]:
+def build_prompts(layout: BatchLayout, direction_B: Ints, src: Ragged) -> tuple[MicroBatch, Ints]:
     """Builds the input of decoding: sources, and a decoder input of one position.
 
     Args:

@@ -3,8 +3,9 @@ r"""Cleaning: raw sentence pairs to text worth learning from, with a count for e
 The source is user interfaces and their manuals, so the steps are those that such text needs:
 
 1. split at blank lines where both sides have equally many paragraphs;
-2. strip HTML tags and unescape entities; take accelerators (`_File`, `E&xit`, `(_F)`) out;
-3. collapse white space, compose characters (NFC);
+2. strip HTML tags and invisible characters, unescape entities; collapse white space; compose
+   characters (NFC);
+3. take accelerators (`_File`, `E&xit`, `(_F)`) out;
 4. rename placeholders (`%s`, `%(name)s`, `${x}`, `{x}`, `$x`, `@x@`) to `{0}`, `{1}`, ... in the
    order of side a, so that both sides agree and the model learns one notation;
 5. drop what is not a translation, under the `Reason`s below.
@@ -25,15 +26,15 @@ from functools import lru_cache
 from data_pipeline.config import CleanConfig
 from hyperadapter.core.languages import script_of
 
-__all__ = ["PairCleaner", "Reason", "normalise_placeholders", "strip_accelerator", "strip_markup"]
+__all__ = ["PairCleaner", "Reason", "normalise_placeholders", "strip_accelerators", "strip_markup"]
 
 
 class Reason(StrEnum):
     """Why a pair was dropped, in the order of the tests."""
 
     EMPTY = "a side is empty"
-    BRACES = "unbalanced braces or unknown markup"
     PLACEHOLDERS = "placeholders differ"
+    UNKNOWN_MARKUP = "unknown placeholder or markup"
     FORBIDDEN = "pipe or backslash"
     EQUAL = "target equals source"
     TOO_SHORT = "too few words"
@@ -55,17 +56,22 @@ _TAG = re.compile(rf"<(/?)({_TAGS})\b[^<>]*>|<!--.*?-->", re.IGNORECASE | re.DOT
 _BLOCK_TAGS = "br|p|div|li|ul|ol|h[1-6]|hr|d[dlt]|t[dhr]|table|pre|blockquote"
 _BLOCK = re.compile(_BLOCK_TAGS, re.IGNORECASE)
 
+# Marks of writing direction, soft hyphens, byte order marks. Joiners stay: they are orthography.
+_INVISIBLE = re.compile(r"[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
+
 _PARAGRAPH_BREAK = re.compile(r"\n[^\S\n]*\n\s*")
 
 _PRINTF = r"[-#0+]*\d*(?:\.\d+)?(?:hh?|ll?|[Ljztq])?[diouxXeEfFgGcrs]"
 _PLACEHOLDER = re.compile(
-    rf"(?<!%)%(?:\(\w+\)|\d+\$){_PRINTF}"  # %(name)s %1$s
+    rf"(?<!%)%(?:\([\w.-]+\)|\d+\$){_PRINTF}"  # %(name)s %1$s
     rf"|(?<!%)%{_PRINTF}(?![A-Za-z])"  # %s, but not the % in "5%off"
     r"|\$\{[^{}]*\}|\{\{[^{}]*\}\}|\{[^{}]*\}"  # ${x} {{ x }} {x}
     r"|\$[A-Za-z_]\w*|\$\d(?![\d.,])"  # $x $1, but not $100
     r"|@[A-Za-z]\w*@"  # @x@
 )
 _ANONYMOUS = re.compile(rf"%{_PRINTF}|\{{\}}")
+
+_UNKNOWN_MARKUP = re.compile(r"[{}]|\[\[|(?<!%)%[A-Za-z(]")  # what is no placeholder after all
 
 _CJK_ACCELERATOR = re.compile(r"\s*[(（][_&][A-Za-z0-9][)）]")
 _ACCELERATOR = re.compile(r"[_&](?=[^\W_])")
@@ -77,10 +83,11 @@ _CJK_CHARACTER = re.compile(f"[{_CJK}]")
 _CJK_WEIGHT = 2.6
 _WORD = re.compile(rf"[{_CJK}]|[^\W\d_{_CJK}]+")
 
-# Least share of a text's letters in its language's script: names of products stay Latin.
-_MIN_SCRIPT_SHARE = 0.5
-_MIN_SCRIPT_SHARE_CJK = 0.25
+# Least share of a text's letters in its language's script. Far below a half, because names of
+# products stay Latin, and a few ideographs say as much as many letters.
+_MIN_SCRIPT_SHARE = 0.25
 _MIN_COPIED_WORDS = 2
+_PUNCTUATION_AROUND = re.compile(r"^[\W_]+|[\W_]+$")
 
 # The first word of a letter's Unicode name tells its script.
 _SCRIPT_NAMES: dict[str, frozenset[str]] = {
@@ -147,12 +154,17 @@ def strip_markup(text: str) -> str:
     return html.unescape(text) if "&" in text else text
 
 
-def strip_accelerator(text: str) -> str:
-    """Removes the mark of a keyboard accelerator: `_File`, `E_xit`, `&Open`, `ファイル(_F)`.
+def strip_accelerators(a: str, b: str) -> tuple[str, str]:
+    """Removes the marks of keyboard accelerators: `_File`, `E_xit`, `&Open`, `ファイル(_F)`.
 
     Only in short texts with a single mark, at the start of a word or inside a capitalised one, so
-    that `file_name`, `MAX_SIZE`, `AT&T` and `R&D` stay.
+    that `file_name`, `MAX_SIZE`, `AT&T` and `R&D` stay. And side b has a mark only if side a has.
     """
+    bare_a = _strip_accelerator(a)
+    return (a, b) if bare_a == a else (bare_a, _strip_accelerator(b))
+
+
+def _strip_accelerator(text: str) -> str:
     if "_" not in text and "&" not in text:
         return text
     if len(text.split()) > _MAX_ACCELERATOR_WORDS:
@@ -186,8 +198,8 @@ def normalise_placeholders(a: str, b: str) -> tuple[str, str] | Reason:
     """Renames placeholders to `{0}`, `{1}`, ... in the order of side a.
 
     Returns:
-        Both texts, or the reason to drop them: the two sides have different placeholders, or braces
-        are left that belong to none.
+        Both texts, or the reason to drop them: the two sides have different placeholders, or
+        something is left that looks like one, such as a brace without its fellow or a date's `%Y`.
     """
     keys_a, keys_b = _placeholder_keys(a), _placeholder_keys(b)
     if Counter(keys_a) != Counter(keys_b):
@@ -195,8 +207,8 @@ def normalise_placeholders(a: str, b: str) -> tuple[str, str] | Reason:
     number_of = {key: i for i, key in enumerate(dict.fromkeys(keys_a))}
     for text in (a, b):
         rest = _PLACEHOLDER.sub("", text)
-        if "{" in rest or "}" in rest or "[[" in rest:
-            return Reason.BRACES
+        if _UNKNOWN_MARKUP.search(rest):
+            return Reason.UNKNOWN_MARKUP
     return _rename(a, map(number_of.__getitem__, keys_a)), _rename(
         b, map(number_of.__getitem__, keys_b)
     )
@@ -221,20 +233,17 @@ class PairCleaner:
     """Cleans the pairs of one source in one language pair, and counts.
 
     Attributes:
-        dropped: How many texts fell to each reason.
-        num_read: Texts seen, after splitting into paragraphs.
+        dropped: How many paragraphs fell to each reason.
     """
 
     def __init__(self, pair: tuple[str, str], config: CleanConfig) -> None:
         self.dropped: Counter[str] = Counter()
-        self.num_read = 0
         self._config = config
         self._scripts = tuple(script_of(code) for code in pair)
 
     def clean(self, a: str, b: str) -> Iterator[tuple[str, str]]:
         """Yields the clean paragraphs of one raw pair: none, one, or several."""
         for one, other in _paragraphs(a, b):
-            self.num_read += 1
             result = self._clean_paragraph(one, other)
             if isinstance(result, Reason):
                 self.dropped[result.value] += 1
@@ -242,7 +251,7 @@ class PairCleaner:
                 yield result
 
     def _clean_paragraph(self, a: str, b: str) -> tuple[str, str] | Reason:
-        a, b = _tidy(a), _tidy(b)
+        a, b = strip_accelerators(_tidy(a), _tidy(b))
         if not a or not b:
             return Reason.EMPTY
         renamed = normalise_placeholders(a, b)
@@ -257,8 +266,7 @@ class PairCleaner:
             return Reason.FORBIDDEN
         if a.casefold() == b.casefold():
             return Reason.EQUAL
-        words_a = _WORD.findall(a)
-        if len(words_a) < config.min_words:
+        if len(_WORD.findall(a)) < config.min_words:
             return Reason.TOO_SHORT
         if max(len(a), len(b)) > config.max_chars:
             return Reason.TOO_LONG
@@ -266,13 +274,12 @@ class PairCleaner:
             return Reason.FEW_LETTERS
         length_a, length_b = _weighted_length(a), _weighted_length(b)
         low, high = config.length_ratio
-        if max(length_a, length_b) >= config.length_ratio_from_chars and not (
-            low <= length_b / length_a <= high
-        ):
+        long_enough = max(len(a), len(b)) >= config.length_ratio_from_chars
+        if long_enough and not low <= length_b / length_a <= high:
             return Reason.LENGTH_RATIO
         if not all(map(_is_in_script, (a, b), self._scripts)):
             return Reason.WRONG_SCRIPT
-        if _copied_share(words_a, _WORD.findall(b)) >= config.max_english_copy:
+        if _copied_share(a, b) >= config.max_english_copy:
             return Reason.ENGLISH_COPY
         return None
 
@@ -286,8 +293,8 @@ def _paragraphs(a: str, b: str) -> list[tuple[str, str]]:
 
 
 def _tidy(text: str) -> str:
-    """Strips markup and accelerators; collapses white space; composes characters."""
-    text = strip_accelerator(" ".join(strip_markup(text).split()))
+    """Strips markup and invisible characters, collapses white space, composes characters."""
+    text = _INVISIBLE.sub("", strip_markup(text))
     return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
@@ -296,14 +303,21 @@ def _is_in_script(text: str, script: str) -> bool:
     wanted = _SCRIPT_NAMES[script]
     names = Counter(filter(None, map(_script_name, text)))
     total = sum(names.values())
-    is_cjk = script in ("Hans", "Hant", "Jpan", "Kore")
-    least = _MIN_SCRIPT_SHARE_CJK if is_cjk else _MIN_SCRIPT_SHARE
-    return sum(names[name] for name in wanted) >= least * total
+    return sum(names[name] for name in wanted) >= _MIN_SCRIPT_SHARE * total
 
 
-def _copied_share(words_a: list[str], words_b: list[str]) -> float:
-    """Returns the share of side b's words that stand in side a; 0 for a single word."""
+def _copied_share(a: str, b: str) -> float:
+    """Returns the share of side b's words that stand in side a; 0 for a single word.
+
+    A compound such as `XML-Sicherung` is one word, and no copy of `XML`.
+    """
+    known, words_b = set(_bare_words(a)), _bare_words(b)
     if len(words_b) < _MIN_COPIED_WORDS:
         return 0.0
-    known = {word.casefold() for word in words_a}
-    return sum(word.casefold() in known for word in words_b) / len(words_b)
+    return sum(word in known for word in words_b) / len(words_b)
+
+
+def _bare_words(text: str) -> list[str]:
+    """Returns the words between white space that have a letter, without punctuation around them."""
+    words = (_PUNCTUATION_AROUND.sub("", word).casefold() for word in text.split())
+    return [word for word in words if word and not word.isdigit()]

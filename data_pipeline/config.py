@@ -70,7 +70,10 @@ class CleanConfig(StrictModel):
         default=25, ge=0, description="Shorter pairs escape the ratio test"
     )
     max_english_copy: float = Field(
-        default=0.6, gt=0, le=1, description="Drop when this share of target words stands in the source"
+        default=0.6,
+        gt=0,
+        le=1,
+        description="Drop when this share of target words stands in the source",
     )
 
 
@@ -107,7 +110,10 @@ class ShardConfig(StrictModel):
     block_sentences: int = Field(default=4096, ge=1, description="Sentence pairs a block")
     shard_bytes: int = Field(default=64_000_000, ge=10_000, description="Target size of one tar")
     max_sentence_tokens: int = Field(
-        default=256, ge=2, description="Longer sentences (pieces and end mark) are dropped and counted"
+        default=256,
+        ge=2,
+        le=16_384,
+        description="Longer sentences (pieces and end mark) are dropped and counted",
     )
 
 
@@ -125,8 +131,12 @@ class StreamConfig(StrictModel):
 class TagsConfig(StrictModel):
     """Which language tag opens the encoder's input and the decoder's; tags are ids, never text."""
 
-    encoder: Literal["source", "target", "none"] = Field(default="source", description="Encoder tag")
-    decoder: Literal["source", "target", "none"] = Field(default="target", description="Decoder tag")
+    encoder: Literal["source", "target", "none"] = Field(
+        default="source", description="Encoder tag"
+    )
+    decoder: Literal["source", "target", "none"] = Field(
+        default="target", description="Decoder tag"
+    )
 
 
 class DataConfig(StrictModel):
@@ -185,9 +195,3 @@ class DataConfig(StrictModel):
         return tuple(
             Direction(*pair) for code in others for pair in ((self.pivot, code), (code, self.pivot))
         )
-
-    def language_pairs(self) -> tuple[tuple[str, str], ...]:
-        """Returns the unordered pairs of the directions: the pivot first, else as in `languages`."""
-        place = {code: (code != self.pivot, i) for i, code in enumerate(self.languages)}
-        pairs = (sorted(direction, key=place.__getitem__) for direction in self.resolved_directions())
-        return tuple(dict.fromkeys((a, b) for a, b in pairs))

@@ -1,11 +1,12 @@
 """Brings the sources together: wheels by pip into `raw/`, plain files where they lie.
 
-Wheels are downloaded and never installed. Each is checked against the checksum in the configuration;
-one that is already in the folder with the right checksum is used without any network, so a machine
-without one needs no more than the files placed there by hand. Plain files are only fingerprinted, so
-that the clean corpus is made anew when they change.
+Wheels are downloaded and never installed. Each is checked against the configured checksum; one that
+is already in the folder with the right checksum is used without any network, so that a machine
+without one needs no more than the files placed there by hand. Plain files are only fingerprinted,
+so that the clean corpus is made anew when they change.
 
-pip has no programming interface, so this is the one module outside `cluster/` that starts a process.
+pip has no programming interface, so this is the one module outside `cluster/` that starts a
+process.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -22,7 +24,7 @@ from data_pipeline.config import DataConfig, SourceConfig, WheelSource
 from data_pipeline.gettext_catalogs import find_wheel, wheel_pattern
 from data_pipeline.progress import track
 from hyperadapter.core.errors import DataError, FetchError
-from hyperadapter.core.files import atomic_directory, require_space, sha256_file, write_text
+from hyperadapter.core.files import require_space, sha256_file, write_text
 from hyperadapter.core.schema import StrictModel, fingerprint
 
 __all__ = ["FetchManifest", "SourceFile", "fetch", "raw_folder"]
@@ -132,12 +134,13 @@ def _check(file: SourceFile, source: WheelSource) -> None:
     if file.sha256 != source.sha256:
         raise FetchError(
             f"{file.path} has the SHA-256 {file.sha256}, but source {source.name!r} asks for "
-            f"{source.sha256}. Delete the file and fetch again; if the sums still differ, the package "
-            "index serves another file than the configuration was written for"
+            f"{source.sha256}. Delete the file and fetch again; if the sums still differ, the "
+            "package index serves another file than the configuration was written for"
         )
 
 
 def _download_all(missing: list[WheelSource], raw: Path) -> None:
+    raw.mkdir(parents=True, exist_ok=True)
     failed: dict[str, str] = {}
     for source in track(missing, len(missing), "downloading"):
         problem = _download(source, raw)
@@ -161,10 +164,10 @@ def _download(source: WheelSource, raw: Path) -> str:
     """Downloads one wheel with pip; returns the problem, or an empty string."""
     requirement = f"{source.package}=={source.version}"
     log.info("downloading %s", requirement)
-    with atomic_directory(raw / f"download-{source.name}") as folder:
+    with tempfile.TemporaryDirectory(dir=raw, prefix="download-") as folder:
         argv = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
         argv += ["--ignore-requires-python", "--disable-pip-version-check", "--no-input"]
-        argv += ["--progress-bar=off", "--dest", str(folder), requirement]
+        argv += ["--progress-bar=off", "--dest", folder, requirement]
         try:
             done = subprocess.run(argv, capture_output=True, text=True, timeout=_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -172,9 +175,8 @@ def _download(source: WheelSource, raw: Path) -> str:
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
             return errors[-1] if errors else f"pip ended with {done.returncode}"
-        wheel = find_wheel(folder, source)
+        wheel = find_wheel(Path(folder), source)
         if wheel is None:
             return f"pip brought no file named {wheel_pattern(source)}"
         os.replace(wheel, raw / wheel.name)
-    (raw / f"download-{source.name}").rmdir()
     return ""

@@ -11,6 +11,7 @@ package's name: headers are often those of another language's template.
 
 from __future__ import annotations
 
+import logging
 import re
 import zipfile
 from collections import Counter
@@ -27,10 +28,12 @@ from hyperadapter.core.languages import from_catalog_code
 
 __all__ = ["catalog_languages", "find_wheel", "iter_catalog_rows", "wheel_pattern"]
 
+log = logging.getLogger(__name__)
+
 _MEMBER = re.compile(r"(?:^|/)(?P<code>[^/]+)/LC_MESSAGES/(?P<domain>[^/]+)\.(?P<suffix>po|mo)$")
 # One or several quoted strings, each of which may go over several lines of the comment.
 _DEFAULT = re.compile(r'\bDefault:\s*"((?:[^"\\]|\\.|"\s*\n\s*")*)"', re.DOTALL)
-_SYMBOLIC = re.compile(r"[^\W_]+(?:_[^\W_]+)+")
+_SYMBOLIC = re.compile(r"[a-z0-9]+(?:_[^\W_]+)+")  # but not "Dua_l", which has an accelerator
 _PLURAL_RULE = re.compile(r"plural\s*=\s*([^;]+)")
 
 
@@ -85,14 +88,20 @@ def iter_catalog_rows(
     Args:
         wheel: The wheel's file.
         language: Canonical code; a wheel without it yields nothing.
-        skipped: Counts entries that are untranslated, fuzzy, obsolete or without English text.
+        skipped: Counts entries that are untranslated, fuzzy, obsolete or without English text, and
+            catalogs that cannot be parsed, which a release may well hold.
 
     Raises:
-        DataError: The wheel or a catalog in it cannot be parsed.
+        DataError: The wheel cannot be read.
     """
     with _open_wheel(wheel) as archive:
         for name in _members(archive).get(language, ()):
-            catalog = _parse_catalog(archive.read(name), name.endswith(".po"), f"{wheel}: {name}")
+            try:
+                catalog = _parse_catalog(archive.read(name), name.endswith(".po"))
+            except (OSError, ValueError) as error:  # polib's own syntax errors are OSError
+                log.warning("%s: skipping %s, which is not a valid catalog: %s", wheel, name, error)
+                skipped["unreadable catalog"] += 1
+                continue
             singular = _singular_form(catalog.metadata.get("Plural-Forms", ""))
             for entry in catalog:
                 row = _row_of(entry, singular)
@@ -102,13 +111,10 @@ def iter_catalog_rows(
                     yield row
 
 
-def _parse_catalog(content: bytes, is_po: bool, where: str) -> polib.POFile | polib.MOFile:
-    try:
-        if not is_po:
-            return polib.mofile(content)
-        return polib.pofile(content.decode(polib.detect_encoding(content, binary_mode=True)))
-    except (OSError, ValueError) as error:  # polib's own syntax errors are OSError
-        raise DataError(f"{where} is not a valid catalog: {error}") from error
+def _parse_catalog(content: bytes, is_po: bool) -> polib.POFile | polib.MOFile:
+    if not is_po:
+        return polib.mofile(content)
+    return polib.pofile(content.decode(polib.detect_encoding(content, binary_mode=True)))
 
 
 def _singular_form(rule: str) -> int | None:
@@ -126,7 +132,7 @@ def _row_of(entry: polib.POEntry | polib.MOEntry, singular: int | None) -> tuple
     """Returns (English, translation), or the reason why an entry has none."""
     if entry.obsolete:
         return "obsolete"
-    if entry.fuzzy:
+    if "fuzzy" in entry.flags:
         return "fuzzy"
     target = entry.msgstr
     if entry.msgid_plural:

@@ -1,33 +1,37 @@
 """Which sentences each optimizer step trains on: a pure function of the step. No text, no torch.
 
-**Lines.** The sentences of a direction, again and again, form an endless line. A sentence takes as much of
-it as its width, `max(source, target)` tokens with the encoder tag, i.e. what it costs in a padded
-batch. Pass p orders the blocks by a permutation seeded by (seed, direction, p), and permutes sentences
-inside each window of `window_blocks` consecutive blocks by (seed, direction, p, window). The manifest
-knows the width of each block, so finding a position costs O(blocks), whatever the step.
+**Lines.** The sentences of a direction, again and again, form an endless line. A sentence takes
+as much of it as its width, `max(source, target)` tokens with the encoder tag, i.e. what it costs
+in a padded batch. Pass p orders the blocks by a permutation seeded by (seed, direction, p), and
+permutes sentences inside each window of `window_blocks` consecutive blocks by (seed, direction, p,
+window). The manifest knows the width of each block, so finding a position costs O(blocks),
+whatever the step.
 
-**Chunks.** K steps of M micro-batches form a chunk. Chunk c takes from direction d the sentences that
-start in `[floor(c Q_d), floor((c + 1) Q_d))` of its line: every sentence once per pass, and the mixture
-`Q_d / sum Q` in each chunk, both by construction. Its sentences are sorted by width and cut into exactly
-K M groups under the smallest possible cap on the padded width `n * widest`; a seeded permutation of
-the groups makes the micro-batches, and step t takes M consecutive ones. Ranks share them in order, so
-the global batch does not depend on how many ranks there are.
+**Chunks.** K steps of M micro-batches form a chunk. Chunk c takes from direction d the sentences
+that start in `[floor(c Q_d), floor((c + 1) Q_d))` of its line: every sentence once per pass, and
+the mixture `Q_d / sum Q` in each chunk, both by construction. The chunk's sentences are sorted by
+width and cut into exactly K M groups under the smallest possible cap on the padded width
+`n * widest`; a seeded permutation of the groups makes the micro-batches, and step t takes M
+consecutive ones. Ranks share these in order, so the global batch does not depend on how many ranks
+there are.
 
-**No micro-batch exceeds C = micro_batch_tokens.** Cut greedily from the widest sentence, with cap C. A
-group that is followed by another holds `n = floor(C / l)` sentences, l its widest, so its padded width is
-at least `phi C`, `phi = min over widths l of floor(C / l) l / C`. Its padding is at most
-`n (l - l_last) <= C (1 - l_last / l) <= C ln(l / l_last)`; over all groups this telescopes to
-`C ln(L / l_min)` with L the widest sentence of all. G groups therefore hold the width
+**No micro-batch exceeds C = micro_batch_tokens.** Cut greedily from the widest sentence, with cap
+C. A group that is followed by another holds `n = floor(C / l)` sentences, l its widest, so its
+padded width is at least `phi C`, with `phi = min over widths l of floor(C / l) l / C`. Its padding
+is at most `n (l - l_last) <= C (1 - l_last / l) <= C ln(l / l_last)`; over all groups this
+telescopes to `C ln(L / l_min)`, L the widest sentence of all. G groups therefore hold the width
 
     S >= (G - 1) phi C - C ln(L / l_min),   and   S <= Q + sum_d L_d,
 
-because a direction's share overshoots its part of the line by less than one sentence. So G <= K M if
+because a direction's share overshoots its part of the line by less than one sentence. So G <= K M
+if
 
     Q = phi C (K M - F) - F C ln(L / l_min) - sum_d L_d
 
-with F = 1, or F = the number of directions when a micro-batch holds one direction only. K is the smallest
-for which the fill `Q / (K M C)` reaches 0.85 of its limit phi. Real text needs fewer groups than the
-bound, and the smallest cap then spreads it evenly: what lies below C is head-room, not padding.
+with F = 1, or F = the number of directions when a micro-batch holds one direction only. K is the
+smallest number for which the fill `Q / (K M C)` reaches 0.9 of its limit phi. Real text needs
+fewer groups than the bound, and the smallest cap then spreads it evenly: what a micro-batch lacks
+to C is head-room, not padding.
 """
 
 from __future__ import annotations
@@ -63,7 +67,7 @@ log = logging.getLogger(__name__)
 Ints = NDArray[np.int64]
 Lengths = Callable[[int], tuple[NDArray[Any], NDArray[Any]]]
 
-FILL_OF_LIMIT = 0.85
+FILL_OF_LIMIT = 0.9
 MAX_CHUNK_STEPS = 4096
 _FRACTION_BITS = 32
 _CHUNK_STREAM = 0xC4  # separates the seeds of chunks from those of directions
@@ -115,18 +119,18 @@ class SentenceRefs:
     """References to sentences; five arrays of one length.
 
     Attributes:
-        direction_B: Number of the direction.
-        block_B: Number of the block.
-        row_B: Row in the block.
-        src_lengths_B: Source tokens, end mark and encoder tag included.
-        tgt_lengths_B: Target tokens, end mark included.
+        directions: Number of the direction.
+        blocks: Number of the block.
+        rows: Row in the block.
+        src_lengths: Source tokens, end mark and encoder tag included.
+        tgt_lengths: Target tokens, end mark included.
     """
 
-    direction_B: Ints
-    block_B: Ints
-    row_B: Ints
-    src_lengths_B: Ints
-    tgt_lengths_B: Ints
+    directions: Ints
+    blocks: Ints
+    rows: Ints
+    src_lengths: Ints
+    tgt_lengths: Ints
 
     @classmethod
     def from_rows(cls, rows: NDArray[Any]) -> SentenceRefs:
@@ -134,22 +138,22 @@ class SentenceRefs:
         return cls(*rows)
 
     def __len__(self) -> int:
-        return len(self.row_B)
+        return len(self.rows)
 
     def select(self, index: NDArray[Any] | slice) -> SentenceRefs:
         """Selects sentences."""
         return SentenceRefs(
-            self.direction_B[index],
-            self.block_B[index],
-            self.row_B[index],
-            self.src_lengths_B[index],
-            self.tgt_lengths_B[index],
+            self.directions[index],
+            self.blocks[index],
+            self.rows[index],
+            self.src_lengths[index],
+            self.tgt_lengths[index],
         )
 
     @property
     def padded_tokens(self) -> int:
         """Tokens of the longer side of one batch of all these sentences, padding included."""
-        return len(self) * int(max(self.src_lengths_B.max(), self.tgt_lengths_B.max()))
+        return len(self) * int(max(self.src_lengths.max(), self.tgt_lengths.max()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +175,7 @@ class StepPlan:
         """SHA-256 of the ordered sentences; the same for every number of ranks."""
         digest = hashlib.sha256()
         for refs in self.micro_batches:
-            rows = np.stack([refs.direction_B, refs.block_B, refs.row_B])
+            rows = np.stack([refs.directions, refs.blocks, refs.rows])
             digest.update(np.array(rows.shape, "<i8").tobytes() + rows.astype("<i8").tobytes())
         return digest.hexdigest()
 
@@ -250,7 +254,7 @@ class TrainPlan:
         first, last = self.micro_batches(step)
         refs = chunk.refs.select(slice(chunk.offsets[first], chunk.offsets[last]))
         tokens = np.bincount(
-            refs.direction_B, weights=refs.tgt_lengths_B, minlength=len(self._lines)
+            refs.directions, weights=refs.tgt_lengths, minlength=len(self._lines)
         ).astype(np.int64)
         return StepPlan(
             tuple(chunk.micro_batch(index) for index in range(first, last)),
@@ -265,7 +269,7 @@ class TrainPlan:
         return first, first + count
 
     def passes(self, step: int) -> NDArray[np.float64]:
-        """Returns how often each direction's data have been seen before `step`, `[num_directions]`."""
+        """Returns how often each direction was passed through before `step`, `[num_directions]`."""
         width_per_step = np.array(self._quota) / (2**_FRACTION_BITS * self.steps_per_chunk)
         return np.asarray(step * width_per_step / np.array(self._totals), np.float64)
 
@@ -322,10 +326,11 @@ class TrainPlan:
             parts = []
             for block in line.blocks[order.order[index * size : (index + 1) * size]]:
                 src, tgt = line.lengths(int(block))
-                rows = [np.full(len(src), block), np.arange(len(src)), src, tgt]
-                parts.append(np.stack(rows, dtype=np.int32, casting="unsafe"))
+                columns = [np.full(len(src), block), np.arange(len(src)), src, tgt]
+                parts.append(np.stack(columns, dtype=np.int32, casting="unsafe"))
             rows = np.concatenate(parts, axis=1)
-            rng = self._generator(self._seeds[direction], order.number, index)
+            # From 1, because numpy fills a short seed with zeros: 0 would be the pass's own stream.
+            rng = self._generator(self._seeds[direction], order.number, index + 1)
             rows = rows[:, rng.permutation(rows.shape[1])]
             starts = np.concatenate([[0], np.cumsum(np.maximum(rows[2], rows[3]), dtype=np.int64)])
             assert starts[-1] == order.bounds[index + 1] - order.bounds[index], line.direction
@@ -342,8 +347,8 @@ def _chunk_size(lines: Sequence[DirectionLine], config: PlanConfig) -> _Size:
     limit, per_step = config.micro_batch_tokens, config.micro_batches_per_step
     longest = max(line.longest for line in lines)
     place = (
-        f"training.micro_batch_tokens {limit} with {len(lines)} directions and a longest sentence of "
-        f"{longest} tokens (tag and end mark included)"
+        f"training.micro_batch_tokens {limit} with {len(lines)} directions and a longest sentence "
+        f"of {longest} tokens (tag and end mark included)"
     )
     if longest > limit:
         raise ConfigError(
@@ -365,8 +370,8 @@ def _chunk_size(lines: Sequence[DirectionLine], config: PlanConfig) -> _Size:
     steps = math.ceil(min(groups, 1e9) / per_step)
     if steps > MAX_CHUNK_STEPS:
         raise ConfigError(
-            f"{place} leaves no room to balance micro-batches: with {per_step} micro-batches a step, "
-            f"the order of the data would repeat after more than {MAX_CHUNK_STEPS} steps; raise "
+            f"{place} leaves no room to balance micro-batches: with {per_step} of them a step, the "
+            f"mixture would take more than {MAX_CHUNK_STEPS} steps to come true. Raise "
             f"micro_batch_tokens (to {3 * longest} or more) or global_batch_tokens, or lower "
             "data.shards.max_sentence_tokens and shard again"
         )
@@ -403,7 +408,7 @@ def _cut_chunk(
 
 
 def _cut(segments: Sequence[list[int]], num_groups: int, config: PlanConfig) -> Ints:
-    """Cuts descending widths into exactly `num_groups` groups of the smallest possible padded width.
+    """Cuts descending widths into exactly `num_groups` groups of the least padded width.
 
     Args:
         segments: Widths, descending inside each segment; no group reaches over two segments.
@@ -413,20 +418,13 @@ def _cut(segments: Sequence[list[int]], num_groups: int, config: PlanConfig) -> 
     Returns:
         Where each group starts in the concatenated segments, ascending.
     """
-    # Greedy cutting is optimal for a given cap, because a part of a group never costs more.
-    low = max(max(segment[0] for segment in segments), -(-sum(map(sum, segments)) // num_groups))
-    high = config.micro_batch_tokens
-    assert sum(len(_greedy(segment, high)) for segment in segments) <= num_groups, "broken bound"
-    while low < high:
-        cap = (low + high) // 2
-        if sum(len(_greedy(segment, cap)) for segment in segments) <= num_groups:
-            high = cap
-        else:
-            low = cap + 1
+    cap = _smallest_cap(segments, num_groups, config.micro_batch_tokens)
     groups: list[tuple[int, int, int]] = []
     first = 0
     for segment in segments:
-        for start, size in _greedy(segment, high):
+        # Evens out the groups of one segment where the others dictate the cap.
+        own = _smallest_cap([segment], len(_greedy(segment, cap)), cap) if segments[1:] else cap
+        for start, size in _greedy(segment, own):
             groups.append((-size * segment[start], first + start, size))
         first += len(segment)
     # Too few groups can come out; the largest are halved. One sentence cannot be.
@@ -443,6 +441,20 @@ def _cut(segments: Sequence[list[int]], num_groups: int, config: PlanConfig) -> 
             else:
                 done.append(group)
     return np.array(sorted(start for _, start, _ in heap + done), np.int64)
+
+
+def _smallest_cap(segments: Sequence[list[int]], num_groups: int, high: int) -> int:
+    """Returns the least padded width at which `num_groups` groups suffice; at `high` they do."""
+    # Greedy cutting is optimal for a given cap, because a part of a group never costs more.
+    assert sum(len(_greedy(segment, high)) for segment in segments) <= num_groups, "broken bound"
+    low = max(max(segment[0] for segment in segments), -(-sum(map(sum, segments)) // num_groups))
+    while low < high:
+        cap = (low + high) // 2
+        if sum(len(_greedy(segment, cap)) for segment in segments) <= num_groups:
+            high = cap
+        else:
+            low = cap + 1
+    return high
 
 
 def _greedy(widths: list[int], cap: int) -> list[tuple[int, int]]:
@@ -477,8 +489,9 @@ def plan_validation(
     longest = max(line.longest for line in lines)
     if longest > micro_batch_tokens:
         raise ConfigError(
-            f"training.micro_batch_tokens {micro_batch_tokens} cannot hold a validation sentence of "
-            f"{longest} tokens; raise it, or lower data.shards.max_sentence_tokens and shard again"
+            f"training.micro_batch_tokens {micro_batch_tokens} cannot hold a validation sentence "
+            f"of {longest} tokens; raise it, or lower data.shards.max_sentence_tokens and shard "
+            "again"
         )
     items: list[ValidItem] = []
     for number, line in enumerate(lines):

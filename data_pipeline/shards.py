@@ -8,8 +8,8 @@ WebDataset sample of thousands of sentence pairs:
     KEY.b_tokens.npy, KEY.b_lengths.npy   the other side
 
 `wds.WebDataset(path, shardshuffle=False).decode()` reads them. We do not: WebDataset 1.0.2 lets a
-flipped byte pass and drops the rest of a shard behind a damaged header, silently. `ShardReader` seeks
-to the member that it wants, and compares its header and payload with the manifest's CRC-32.
+flipped byte pass and drops the rest of a shard behind a damaged header, silently. `ShardReader`
+seeks to the member that it wants, and compares its header and payload with the manifest's CRC-32.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from data_pipeline.batching import Ragged
+from data_pipeline.bitext import Split, language_pairs, read_split
 from data_pipeline.config import DataConfig, ShardConfig
-from data_pipeline.tokenizer import EOS_ID, Tokenizer
+from data_pipeline.tokenizer import Tokenizer, clean_fingerprint
 from hyperadapter.core.errors import CorruptShardError, DataError
-from hyperadapter.core.files import atomic_directory, read_json, sha256_file, write_json
+from hyperadapter.core.files import atomic_directory, sha256_file, write_json
 from hyperadapter.core.schema import StrictModel, fingerprint
 
 __all__ = ["BlockEntry", "PairEntry", "ShardManifest", "ShardReader", "Side", "run", "verify"]
@@ -39,10 +40,13 @@ __all__ = ["BlockEntry", "PairEntry", "ShardManifest", "ShardReader", "Side", "r
 log = logging.getLogger(__name__)
 
 Side = Literal["a", "b"]
-SPLITS = ("train", "valid")
+Arrays = dict[str, NDArray[Any]]  # a block, by name of the member without key and suffix
+SHARDED_SPLITS: tuple[Split, ...] = ("train", "valid")
 
 _MANIFEST = "manifest.json"
 _HEADER = 512
+# Part of the fingerprint: raise it with each change of what is written.
+_FORMAT = 1
 _ENCODE_SENTENCES = 20_000
 _REMEDY = "delete its folder and run `hyperadapter data shard` again"
 
@@ -128,7 +132,8 @@ class ShardManifest(StrictModel):
 class _Inputs(StrictModel):
     """All that the shards of a split depend on."""
 
-    split: str
+    format: int = _FORMAT
+    split: Split
     clean: str
     tokenizer: str
     pairs: tuple[tuple[str, str], ...]
@@ -154,16 +159,16 @@ def run(config: DataConfig) -> dict[str, ShardManifest]:
         DataError: The clean text or the tokenizer is missing.
     """
     root = Path(config.folder)
-    clean = str(read_json(root / "clean" / _MANIFEST)["fingerprint"])
+    clean = clean_fingerprint(root / "clean")
     tokenizer: Tokenizer = Tokenizer.load(root / "tokenizer")
-    manifests = {}
-    for split in SPLITS:
+    manifests: dict[str, ShardManifest] = {}
+    for split in SHARDED_SPLITS:
         folder = root / "shards" / split
         inputs = _Inputs(
             split=split,
             clean=clean,
             tokenizer=tokenizer.fingerprint,
-            pairs=config.language_pairs(),
+            pairs=language_pairs(config),
             shards=config.shards,
         )
         if (folder / _MANIFEST).is_file():
@@ -192,8 +197,6 @@ def read_manifest(folder: Path) -> ShardManifest:
 
 
 def _write_split(root: Path, inputs: _Inputs, tokenizer: Tokenizer) -> ShardManifest:
-    from data_pipeline.bitext import read_split
-
     pairs: list[PairEntry] = []
     blocks: list[BlockEntry] = []
     shards: list[ShardEntry] = []
@@ -203,7 +206,7 @@ def _write_split(root: Path, inputs: _Inputs, tokenizer: Tokenizer) -> ShardMani
             # The seed names the pair, so that a new pair does not reorder the others.
             rng = np.random.default_rng([zlib.crc32(f"{inputs.split} {a}-{b}".encode()), 1])
             encoded = _encode(tokenizer, text.a, text.b, inputs.shards.max_sentence_tokens, rng)
-            samples = _iter_samples(encoded, inputs.shards.block_sentences, tokenizer.vocab_size)
+            samples = _iter_blocks(encoded, inputs.shards.block_sentences, tokenizer.vocab_size)
             for file, keys in _write_tars(folder, f"{a}-{b}", samples, inputs.shards.shard_bytes):
                 shards.append(
                     ShardEntry(
@@ -249,11 +252,12 @@ def _encode(
     sides = []
     for texts in (a, b):
         parts = [
-            Ragged.from_sequences(tokenizer.encode(texts[i : i + _ENCODE_SENTENCES]), append_eos=True)
-            for i in range(0, len(texts), _ENCODE_SENTENCES)
+            Ragged.from_sequences(tokenizer.encode(texts[first : first + _ENCODE_SENTENCES]))
+            for first in range(0, len(texts), _ENCODE_SENTENCES)
         ]
-        tokens = np.concatenate([p.tokens.astype(np.int32) for p in parts] or [np.empty(0, np.int32)])
-        lengths = np.concatenate([p.lengths for p in parts] or [np.empty(0, np.int64)])
+        parts = parts or [Ragged.from_sequences([])]
+        tokens = np.concatenate([part.tokens.astype(np.int32) for part in parts])
+        lengths = np.concatenate([part.lengths for part in parts])
         sides.append(Ragged.from_lengths(tokens, lengths))
     shorter = np.minimum(sides[0].lengths, sides[1].lengths)
     longer = np.maximum(sides[0].lengths, sides[1].lengths)
@@ -266,27 +270,21 @@ def _encode(
     )
 
 
-class _Sample(NamedTuple):
-    """A block to write: its arrays by member name."""
-
-    members: dict[str, NDArray[Any]]
-
-
-def _iter_samples(encoded: _Encoded, block_sentences: int, vocab_size: int) -> Iterator[_Sample]:
+def _iter_blocks(encoded: _Encoded, block_sentences: int, vocab_size: int) -> Iterator[Arrays]:
     ids = np.uint16 if vocab_size <= 1 << 16 else np.uint32
     for first in range(0, len(encoded.a), block_sentences):
         rows = slice(first, first + block_sentences)
-        members: dict[str, NDArray[Any]] = {}
+        members: Arrays = {}
         for side, text in (("a", encoded.a), ("b", encoded.b)):
             block = text.rows(rows)
             members[f"{side}_tokens"] = block.flat().astype(ids)
             members[f"{side}_lengths"] = block.lengths.astype(np.uint16)
-        yield _Sample(members)
+        yield members
 
 
 def _write_tars(
-    folder: Path, stem: str, samples: Iterator[_Sample], shard_bytes: int
-) -> Iterator[tuple[Path, dict[str, _Sample]]]:
+    folder: Path, stem: str, samples: Iterator[Arrays], shard_bytes: int
+) -> Iterator[tuple[Path, dict[str, Arrays]]]:
     """Writes tars of about `shard_bytes`, the same bytes for the same tokens; yields each one."""
     # Imported here because it loads torch wherever torch is installed.
     from webdataset import TarWriter
@@ -295,16 +293,17 @@ def _write_tars(
     number = block = 0
     while sample is not None:
         path = folder / f"{stem}-{number:05d}.tar"
-        written: dict[str, _Sample] = {}
-        with open(path, "wb") as stream, TarWriter(
-            stream, user="hyperadapter", group="hyperadapter", mtime=0
-        ) as tar:
+        written: dict[str, Arrays] = {}
+        with (
+            open(path, "wb") as stream,
+            TarWriter(stream, user="hyperadapter", group="hyperadapter", mtime=0) as tar,
+        ):
             size = 0
             while sample is not None and (not written or size < shard_bytes):
                 key = f"{stem}-{block:07d}"
                 size += tar.write(
                     {"__key__": key}
-                    | {f"{name}.npy": _npy_bytes(array) for name, array in sample.members.items()}
+                    | {f"{name}.npy": _npy_bytes(array) for name, array in sample.items()}
                 )
                 written[key] = sample
                 block += 1
@@ -319,7 +318,7 @@ def _npy_bytes(array: NDArray[Any]) -> bytes:
     return stream.getvalue()
 
 
-def _index(path: Path, pair: int, samples: dict[str, _Sample]) -> Iterator[BlockEntry]:
+def _index(path: Path, pair: int, samples: dict[str, Arrays]) -> Iterator[BlockEntry]:
     """Describes the blocks of a tar that was just written, from its bytes on disk."""
     members: dict[str, dict[str, MemberEntry]] = {key: {} for key in samples}
     with tarfile.open(path) as tar, open(path, "rb") as stream:
@@ -330,7 +329,7 @@ def _index(path: Path, pair: int, samples: dict[str, _Sample]) -> Iterator[Block
             crc32 = zlib.crc32(stream.read(_HEADER + member.size))
             members[key][name] = MemberEntry(member.offset, member.size, crc32)
     for key, sample in samples.items():
-        a, b = (sample.members[f"{side}_lengths"].astype(np.int64) for side in "ab")
+        a, b = (sample[f"{side}_lengths"].astype(np.int64) for side in "ab")
         yield BlockEntry(
             key=key,
             shard=path.name,
@@ -442,9 +441,8 @@ class ShardReader:
         if len(data) != _HEADER + member.size:
             raise self._corrupt(entry, name, "is cut off")
         if (found := zlib.crc32(data)) != member.crc32:
-            raise self._corrupt(
-                entry, name, f"has the CRC-32 {found:08x}, but the manifest promises {member.crc32:08x}"
-            )
+            what = f"has the CRC-32 {found:08x}, but the manifest promises {member.crc32:08x}"
+            raise self._corrupt(entry, name, what)
         return np.asarray(np.load(io.BytesIO(data[_HEADER:]), allow_pickle=False))
 
     def _corrupt(self, entry: BlockEntry, name: str, what: str) -> CorruptShardError:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.batching import BatchLayout, MicroBatch, Ragged, build_micro_batch
+from data_pipeline.bitext import pair_of
 from data_pipeline.config import DataConfig
 from data_pipeline.plan import (
     DirectionLine,
@@ -72,8 +73,7 @@ class _Source:
         self._pair_of: list[int] = []
         self._src_side: list[Side] = []
         for direction in self.directions:
-            side: Side = "a" if tuple(direction) in pairs else "b"
-            pair = (direction.src, direction.tgt) if side == "a" else (direction.tgt, direction.src)
+            pair = pair_of(direction, config)
             if pair not in pairs:
                 known = ", ".join(f"{a}-{b}" for a, b in pairs)
                 raise DataError(
@@ -81,7 +81,7 @@ class _Source:
                     "`hyperadapter data shard` again"
                 )
             self._pair_of.append(pairs.index(pair))
-            self._src_side.append(side)
+            self._src_side.append("a" if direction.src == pair[0] else "b")
 
     def lines(self) -> list[DirectionLine]:
         """Describes every direction's blocks."""
@@ -117,17 +117,17 @@ class _Source:
 
     def gather(self, refs: SentenceRefs) -> tuple[Ragged, Ragged]:
         """Reads the source and target sequences of references, each with its end mark."""
-        from_b = np.array([side == "b" for side in self._src_side])[refs.direction_B]
+        from_b = np.array([side == "b" for side in self._src_side])[refs.directions]
         return self._gather(refs, from_b), self._gather(refs, ~from_b)
 
     def _gather(self, refs: SentenceRefs, from_b: NDArray[np.bool_]) -> Ragged:
-        key = refs.block_B * 2 + from_b
+        key = refs.blocks * 2 + from_b
         order = np.argsort(key, kind="stable")
         firsts = np.flatnonzero(np.diff(key[order], prepend=-1))
         tokens, lengths = [], []
         for rows in np.split(order, firsts[1:]):
             block, side = divmod(int(key[rows[0]]), 2)
-            text = self.reader.sentences(block, "b" if side else "a").rows(refs.row_B[rows])
+            text = self.reader.sentences(block, "b" if side else "a").rows(refs.rows[rows])
             tokens.append(text.flat())
             lengths.append(text.lengths)
         in_blocks = Ragged.from_lengths(np.concatenate(tokens), np.concatenate(lengths))
@@ -137,7 +137,7 @@ class _Source:
 
     def build(self, refs: SentenceRefs, src: Ragged, tgt: Ragged) -> MicroBatch:
         """Builds the micro-batch of sentences that were gathered."""
-        return build_micro_batch(self.layout, refs.direction_B, src, tgt)
+        return build_micro_batch(self.layout, refs.directions, src, tgt)
 
 
 class _OwnTokens(NamedTuple):
@@ -170,14 +170,16 @@ class TrainStream:
             DataError: There are no shards, or a direction has no sentence.
             CorruptShardError: A shard is missing or has the wrong size.
         """
-        assert micro_batches_per_step % world_size == 0 and 0 <= rank < world_size
+        assert micro_batches_per_step % world_size == 0
+        assert 0 <= rank < world_size
         self._source = _Source(shards_folder / "train", config)
         lines = self._source.lines()
         for line in lines:
             if not line.sentences:
                 raise DataError(
-                    f"the direction {line.direction} has 0 sentence pairs in {shards_folder}/train; "
-                    "add a source for it, loosen data.clean, or leave it out of data.directions"
+                    f"the direction {line.direction} has 0 sentence pairs in "
+                    f"{shards_folder / 'train'}; add a source for it, loosen data.clean, or leave "
+                    "it out of data.directions"
                 )
         self.plan = TrainPlan(
             lines,
@@ -207,8 +209,8 @@ class TrainStream:
         needed = min(needed, sum(m.size for block in blocks for m in block.members.values()))
         if needed > config.stream.cache_bytes:
             log.warning(
-                "data.stream.cache_bytes %d is less than the %d bytes that are read at random; raise "
-                "it, or lower data.stream.window_blocks, or training may wait for data",
+                "data.stream.cache_bytes %d is less than the %d bytes that are read at random; "
+                "raise it, or lower data.stream.window_blocks, or training may wait for data",
                 config.stream.cache_bytes, needed,
             )  # fmt: skip
 
@@ -321,7 +323,9 @@ class ValidStream:
                 "data.split.valid_fraction and run `hyperadapter data clean` again"
             )
         if without:
-            log.warning("no validation sentences, so no validation loss, for %s", ", ".join(without))
+            log.warning(
+                "no validation sentences, so no validation loss, for %s", ", ".join(without)
+            )
         items = plan_validation(lines, micro_batch_tokens, max_sentences, world_size)
         self._items = items[rank::world_size]
 

@@ -1,8 +1,8 @@
 """One SentencePiece unigram model for all languages, trained on temperature-sampled text.
 
 Text is neither normalised nor case-folded, so decoding gives back what was encoded (runs of white
-space apart). The sample is chosen by a seeded hash of each text: it depends neither on the order of
-files nor on what else is in them, and a text that stands in many pairs (the pivot side) counts once.
+space apart). The sample is chosen by a seeded hash of each text: it does not depend on the order of
+files, and a text that stands in many pairs (the pivot side) counts once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import importlib.metadata
 import io
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,23 @@ import numpy as np
 import sentencepiece
 from numpy.typing import NDArray
 
+from data_pipeline.bitext import language_pairs, read_split
 from data_pipeline.config import DataConfig, TokenizerConfig
 from data_pipeline.mixing import temperature_weights
 from hyperadapter.core.errors import ConfigError, DataError
 from hyperadapter.core.files import atomic_directory, read_json, sha256_file, write_json, write_text
 from hyperadapter.core.schema import StrictModel, fingerprint
 
-__all__ = ["BOS_ID", "EOS_ID", "PAD_ID", "UNK_ID", "Tokenizer", "TokenizerManifest", "run"]
+__all__ = [
+    "BOS_ID",
+    "EOS_ID",
+    "PAD_ID",
+    "UNK_ID",
+    "Tokenizer",
+    "TokenizerManifest",
+    "clean_fingerprint",
+    "run",
+]
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +45,8 @@ PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
 _MODEL, _VOCAB, _MANIFEST = "spm.model", "spm.vocab", "manifest.json"
 # The trainer adds up its threads' floats in a fixed order: the same model on every machine.
 _TRAINING_THREADS = 8
-
-Texts = Callable[[], Iterable[str]]
+# Part of the fingerprint: raise it with each change of what training yields.
+_FORMAT = 1
 
 
 class TokenizerManifest(StrictModel):
@@ -62,6 +72,7 @@ class TokenizerManifest(StrictModel):
 class _Inputs(StrictModel):
     """All that the model depends on."""
 
+    format: int = _FORMAT
     clean: str
     pairs: tuple[tuple[str, str], ...]
     tokenizer: TokenizerConfig
@@ -122,8 +133,8 @@ def run(config: DataConfig) -> TokenizerManifest:
     folder = Path(config.folder) / "tokenizer"
     clean = Path(config.folder) / "clean"
     inputs = _Inputs(
-        clean=str(read_json(clean / _MANIFEST)["fingerprint"]),
-        pairs=config.language_pairs(),
+        clean=clean_fingerprint(clean),
+        pairs=language_pairs(config),
         tokenizer=config.tokenizer,
     )
     if (folder / _MANIFEST).is_file():
@@ -159,18 +170,27 @@ def _read_manifest(folder: Path) -> TokenizerManifest:
         raise DataError(f"{path} is not a tokenizer manifest ({error}); delete {folder}") from error
 
 
+def clean_fingerprint(clean: Path) -> str:
+    """Returns what identifies a clean corpus.
+
+    Raises:
+        DataError: There is none.
+    """
+    if not (clean / _MANIFEST).is_file():
+        raise DataError(f"{clean} holds no clean corpus; run `hyperadapter data clean` first")
+    return str(read_json(clean / _MANIFEST)["fingerprint"])
+
+
 def _num_bytes(lines: Iterable[str]) -> int:
     return sum(len(line.encode()) for line in lines)
 
 
 def _iter_distinct(clean: Path, config: DataConfig, code: str) -> Iterator[tuple[int, str]]:
     """Yields every text of a language once, with a seeded hash of 64 bits."""
-    from data_pipeline.bitext import read_split
-
     key = f"{config.tokenizer.seed}:{code}".encode()
     key = hashlib.blake2b(key, digest_size=32).digest()
     seen: set[int] = set()
-    for pair in config.language_pairs():
+    for pair in language_pairs(config):
         if code not in pair:
             continue
         split = read_split(clean, "train", pair)
@@ -184,7 +204,7 @@ def _iter_distinct(clean: Path, config: DataConfig, code: str) -> Iterator[tuple
 
 def _sample(clean: Path, config: DataConfig) -> tuple[dict[str, int], dict[str, list[str]]]:
     """Chooses the training text: `(available bytes, chosen texts)` per language."""
-    used = {code for pair in config.language_pairs() for code in pair}
+    used = {code for pair in language_pairs(config) for code in pair}
     codes = [code for code in config.languages if code in used]
     available = {
         code: _num_bytes(line for _, line in _iter_distinct(clean, config, code)) for code in codes

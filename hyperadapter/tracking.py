@@ -18,8 +18,6 @@ time, with their new timestamps: both traces are kept, because both happened.
 
 from __future__ import annotations
 
-import getpass
-import json
 import logging
 import math
 import os
@@ -29,11 +27,11 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from hyperadapter.core.errors import (
     ConfigError,
@@ -42,7 +40,8 @@ from hyperadapter.core.errors import (
     Interrupted,
     TrackingError,
 )
-from hyperadapter.core.files import atomic_open, read_json, translate_disk_full, write_json
+from hyperadapter.core.events import EVENTS_FILE, STATE_FILE, EventWriter, SendState, read_events
+from hyperadapter.core.files import atomic_open
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,13 +64,11 @@ log = logging.getLogger(__name__)
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 Param = str | int | float | bool | None
 
-# MLflow's limits, by its documentation; what is longer is refused by the server.
-_METRICS_PER_BATCH = 1000
-_PARAMS_PER_BATCH = 100
+# MLflow's limits, by its documentation: the server refuses what is more or longer.
+_BATCH = {"metrics": 1000, "params": 100, "tags": 100}
 _KEY_CHARS = 250
 _PARAM_CHARS = 6000
 
-_READ_BYTES = 1_000_000  # of events that are sent before the offset is looked at again
 _SEND_EVERY_S = 2.0
 _LONGEST_RETRY_S = 60.0
 _KEY_TAG = "hyperadapter.key"
@@ -96,7 +93,7 @@ class TrackedRun:
         experiment: The MLflow experiment, made where there is none.
         uri: Tracking URI; empty is the database beside the run folder (see `resolve_uri`).
         enabled: Without it the events are written but not sent.
-        params: Flat parameters (see `flat_params`). MLflow keeps the first value of each.
+        params: Flat parameters (see `core.schema.flat_params`). MLflow keeps the first value of each.
         tags: Further facts, such as the fingerprint of the configuration.
     """
 
@@ -124,8 +121,8 @@ def resolve_uri(run_dir: Path, uri: str) -> str:
     scheme = uri.partition(":")[0].partition("+")[0]
     if scheme not in _SCHEMES:
         raise ConfigError(
-            f"tracking.uri: {redact(uri)!r} is not a database or server ({', '.join(_SCHEMES)}). "
-            "Leave it empty for a database beside the run folder; MLflow no longer keeps plain files"
+            f"tracking.uri: {redact(uri)!r} is not a database or server ({', '.join(_SCHEMES)}); "
+            "leave it empty for a database beside the run folder"
         )
     if uri.startswith("sqlite:///"):
         return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
@@ -144,8 +141,9 @@ def ui_command(uri: str) -> str:
 class Tracker:
     """Writes the events of one run folder and has them sent in the background.
 
-    Use it as a context manager: it then ends the MLflow run as FINISHED, KILLED (a signal asked to
-    stop; resuming sets it RUNNING again) or FAILED. Only rank 0 has one, the others a `NullTracker`.
+    Use it as a context manager: it then ends the MLflow run as FINISHED, as KILLED (a signal asked
+    to stop; resuming sets it RUNNING again) or as FAILED. Rank 0 has one, the others
+    a `NullTracker`.
 
     Args:
         run_dir: The run folder; it is made. An earlier tracker's files in it are continued.
@@ -167,57 +165,49 @@ class Tracker:
     ) -> None:
         self.run_dir = run_dir
         self.uri = resolve_uri(run_dir, run.uri)
-        run_dir.mkdir(parents=True, exist_ok=True)
+        self._events = EventWriter(run_dir)
         _prepare_state(run_dir, run, self.uri)
-        self._lock = threading.Lock()
-        self._stream: IO[bytes] = _open_events(run_dir / EVENTS_FILE)
-        self._sender: _Sender | None = None
-        if run.enabled:
-            self._sender = _Sender(run_dir, self.uri, send_every_s)
-        self._write({"status": "RUNNING"})
+        self._events.write(status="RUNNING")
         if run.tags:
-            self._write({"tags": dict(run.tags)})
+            self._events.write(tags=dict(run.tags))
         if run.params:
-            self._write({"params": {key: _param_text(v) for key, v in run.params.items()}})
+            self._events.write(params={key: redact(str(v)) for key, v in run.params.items()})
         if config_file is not None:
             self.log_artifact(config_file)
+        self._sender = _Sender(run_dir, self.uri, send_every_s) if run.enabled else None
         if self._sender is not None:
             self._sender.start()
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Logs numbers of one step; NaN and infinity are numbers too."""
-        numbers = {_clean_key(key): _to_json(float(value)) for key, value in metrics.items()}
-        self._write({"step": int(step), "metrics": numbers})
+        self._events.write_metrics(metrics, step)
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Logs a file that stays where it is; `folder` is its place in MLflow."""
-        inside = path.resolve().is_relative_to(self.run_dir.resolve())
-        name = path.resolve().relative_to(self.run_dir.resolve()) if inside else path.resolve()
-        self._write({"artifact": str(name), "folder": folder})
+        path, run_dir = path.resolve(), self.run_dir.resolve()
+        name = path.relative_to(run_dir) if path.is_relative_to(run_dir) else path
+        self._events.write(artifact=str(name), folder=folder)
 
-    def log_figure(self, figure: Figure, name: str) -> Path:
-        """Saves a figure as `RUN_DIR/plots/<name>.png`, logs it and returns its path."""
+    def log_figure(self, figure: Figure, name: str) -> None:
+        """Saves a figure as `RUN_DIR/plots/<name>.png` and logs it."""
         path = self.run_dir / "plots" / f"{name}.png"
         with atomic_open(path, "wb") as stream:
             figure.savefig(stream, format="png", dpi=150)
         self.log_artifact(path, folder="plots")
-        return path
 
     def set_status(self, status: Status) -> None:
         """Logs that the run is in another state."""
-        self._write({"status": status})
+        self._events.write(status=status)
 
     def finish(self, status: Status = "FINISHED", timeout_s: float = 30.0) -> int:
         """Ends the run and sends what is left, for at most `timeout_s` seconds.
 
         Returns:
-            The number of events that are not in MLflow; they stay in the run folder.
+            The number of events that should be in MLflow but are not; they stay in the run folder.
         """
-        if self._stream.closed:
-            return pending_events(self.run_dir)
-        self.set_status(status)
-        with self._lock:
-            self._stream.close()
+        if not self._events.closed:
+            self.set_status(status)
+            self._events.close()
         if self._sender is None:
             return 0
         self._sender.finish(timeout_s)
@@ -226,10 +216,7 @@ class Tracker:
             log.warning(
                 "%d events of %s are not in MLflow (%s); nothing is lost: resuming the run sends "
                 "them, and so does `hyperadapter tracking sync %s`",
-                unsent,
-                self.run_dir / EVENTS_FILE,
-                redact(self.uri),
-                self.run_dir,
+                *(unsent, self.run_dir / EVENTS_FILE, redact(self.uri), self.run_dir),
             )
         return unsent
 
@@ -252,12 +239,6 @@ class Tracker:
         except HyperAdapterError as second:
             log.error("the end of the run could not be logged either: %s", second)
 
-    def _write(self, event: dict[str, Any]) -> None:
-        line = json.dumps({"time_ms": time.time_ns() // 1_000_000, **event}, ensure_ascii=False)
-        with self._lock, translate_disk_full(self.run_dir / EVENTS_FILE):
-            self._stream.write(line.encode() + b"\n")
-            self._stream.flush()
-
 
 class NullTracker(Tracker):
     """The tracker of every rank but 0: it takes everything and does nothing."""
@@ -266,19 +247,21 @@ class NullTracker(Tracker):
         self.run_dir = Path()
         self.uri = ""
 
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Does nothing."""
+
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Does nothing."""
 
-    def log_figure(self, figure: Figure, name: str) -> Path:
+    def log_figure(self, figure: Figure, name: str) -> None:
         """Does nothing."""
-        return self.run_dir
+
+    def set_status(self, status: Status) -> None:
+        """Does nothing."""
 
     def finish(self, status: Status = "FINISHED", timeout_s: float = 30.0) -> int:
         """Does nothing; nothing is unsent."""
         return 0
-
-    def _write(self, event: dict[str, Any]) -> None:
-        pass
 
 
 def sync(run_dir: Path, uri: str = "") -> int:
@@ -293,6 +276,7 @@ def sync(run_dir: Path, uri: str = "") -> int:
         The number of events sent.
 
     Raises:
+        ConfigError: The URI needs a password, or is not one of a database or server.
         DataError: The folder has no events.
         TrackingError: MLflow cannot be reached; what was sent until then is remembered.
     """
@@ -313,7 +297,7 @@ def sync(run_dir: Path, uri: str = "") -> int:
         state = _prepare_state(run_dir, run, uri)
     pending = pending_events(run_dir)
     try:
-        _Sender(run_dir, uri, 0).send_pending()
+        _Sender(run_dir, uri).send_pending()
     except Exception as error:
         raise TrackingError(
             f"MLflow at {redact(uri)} cannot be reached ({_brief(error)}); "
@@ -326,9 +310,7 @@ def sync(run_dir: Path, uri: str = "") -> int:
 def pending_events(run_dir: Path) -> int:
     """Returns the number of events in a run folder that are not in MLflow."""
     state = SendState.load(run_dir)
-    offset = state.sent_bytes if state is not None else 0
-    events = _read_events(run_dir / EVENTS_FILE, offset)
-    return sum(1 for _ in events)
+    return sum(1 for _ in read_events(run_dir, state.sent_bytes if state is not None else 0))
 
 
 def _clean_key(key: str) -> str:
@@ -337,8 +319,8 @@ def _clean_key(key: str) -> str:
     return "/".join(p for p in plain.split("/") if p not in ("", ".", ".."))[:_KEY_CHARS] or "_"
 
 
-def _param_text(value: Param) -> str:
-    text = redact(str(value))
+def _shorten(text: str) -> str:
+    """Fits a parameter's value into MLflow's limit."""
     if len(text) <= _PARAM_CHARS:
         return text
     note = f"... (shortened from {len(text)} characters; the whole is in config.yaml)"
@@ -367,24 +349,18 @@ def _prepare_state(run_dir: Path, run: TrackedRun, uri: str) -> SendState:
     return fresh
 
 
-# ------------------------------------------------------------------------------------ sender
-
-
-class _RunGoneError(Exception):
-    """The MLflow run was deleted; a new one takes its place."""
-
-
 class _Sender:
     """Brings the events of a run folder to MLflow, in a thread or at once."""
 
-    def __init__(self, run_dir: Path, uri: str, send_every_s: float) -> None:
+    def __init__(self, run_dir: Path, uri: str, send_every_s: float = _SEND_EVERY_S) -> None:
         self._run_dir = run_dir
-        self._events = run_dir / EVENTS_FILE
         self._uri = uri
         self._send_every_s = send_every_s
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
         self._closing = threading.Event()
         self._deadline = math.inf
+        # Here and not in the thread: one package imported by two threads at a time can fail.
+        self._mlflow = _import_mlflow()
         self._client: MlflowClient | None = None
         self._state = SendState("", "", "", "")
 
@@ -392,8 +368,6 @@ class _Sender:
 
     def start(self) -> None:
         """Starts sending in the background."""
-        # Here and not in the thread: Python imports of one package by two threads can fail.
-        _import_mlflow()
         self._thread.start()
 
     def finish(self, timeout_s: float) -> None:
@@ -403,36 +377,38 @@ class _Sender:
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        lost = False
         pause_s = self._send_every_s
+        lost = False
         while True:
             closing = self._closing.is_set()  # before sending, so that the last events are seen
             try:
                 waiting = pending_events(self._run_dir) if lost else 0
                 self.send_pending()
             except Exception as error:  # whatever it is, training must go on
-                if not lost:
-                    log.warning(
-                        "MLflow at %s cannot be reached (%s); training goes on, events are kept in "
-                        "%s and sent when it is back",
-                        *(redact(self._uri), _brief(error), self._events),
-                    )
+                self._tell_lost(error, again=lost)
                 lost = True
                 pause_s = min(2 * pause_s, _LONGEST_RETRY_S)
             else:
                 if lost:
-                    log.info(
-                        "MLflow at %s is back; sent the %d events that were waiting",
-                        *(redact(self._uri), waiting),
-                    )
+                    place = redact(self._uri)
+                    log.info("MLflow at %s is back; sent %d waiting events", place, waiting)
                 lost = False
                 pause_s = self._send_every_s
-            if closing and (not lost or time.monotonic() >= self._deadline):
+            left_s = self._deadline - time.monotonic()
+            if closing and (not lost or left_s <= 0):
                 return
             if closing:
-                time.sleep(min(0.5, max(0.0, self._deadline - time.monotonic())))
+                time.sleep(min(0.5, left_s))
             else:
                 self._closing.wait(pause_s)
+
+    def _tell_lost(self, error: Exception, again: bool) -> None:
+        log.log(
+            logging.DEBUG if again else logging.WARNING,
+            "MLflow at %s cannot be reached (%s); training goes on, events are kept in %s and sent "
+            "when it is back",
+            *(redact(self._uri), _brief(error), self._run_dir / EVENTS_FILE),
+        )
 
     # Sending.
 
@@ -442,82 +418,71 @@ class _Sender:
             if self._client is None:
                 self._client = self._connect()
             self._send_all(self._client)
-        except _RunGoneError:
-            # Deleted in MLflow's interface: everything goes to a new run.
-            self._client = None
-            self._client = self._connect()
-            self._send_all(self._client)
         except Exception:
             self._client = None  # connect anew, with the state as it is then
             raise
 
     def _send_all(self, client: MlflowClient) -> None:
-        if self._state.sent_bytes > self._events.stat().st_size:
-            log.warning("%s is shorter than it was: sending it again", self._events)
-            self._advance(0)
-        while True:
-            before = self._state.sent_bytes
-            metrics: list[Any] = []
-            end = before
-            for event in _read_events(self._events, before):
-                end = event.end
-                if event.value is not None and "metrics" in event.value:
-                    metrics.extend(_metrics_of(event.value))
-                    full = len(metrics) >= _METRICS_PER_BATCH or end - before > _READ_BYTES
-                    if not full:
-                        continue
-                self._send_metrics(client, metrics)
-                metrics = []
-                if event.value is None:
-                    log.warning("%s: skipped a damaged line before byte %d", self._events, end)
-                elif "metrics" not in event.value:
-                    self._send_other(client, event.value)
-                self._advance(end)
-            if metrics:
-                self._send_metrics(client, metrics)
-            if end == before:
-                return
+        start = end = self._state.sent_bytes
+        metrics: list[Any] = []
+        for event in read_events(self._run_dir, start):
+            end = event.end
+            if "metrics" in event.value:
+                metrics.extend(self._metrics_of(event.value))
+                if len(metrics) < _BATCH["metrics"]:
+                    continue
+            self._log_batch(client, "metrics", metrics)
+            metrics = []
+            if not event.value:
+                path = self._run_dir / EVENTS_FILE
+                log.warning("%s: skipped a damaged line that ends at byte %d", path, end)
+            elif "metrics" not in event.value:
+                self._send_other(client, event.value)
+            self._advance(end)
+        self._log_batch(client, "metrics", metrics)
+        if end > self._state.sent_bytes:
             self._advance(end)
 
     def _advance(self, offset: int) -> None:
         self._state = replace(self._state, sent_bytes=offset)
         self._state.save(self._run_dir)
 
-    def _send_metrics(self, client: MlflowClient, metrics: list[Any]) -> None:
-        for start in range(0, len(metrics), _METRICS_PER_BATCH):
-            self._log_batch(client, "metrics", metrics[start : start + _METRICS_PER_BATCH])
+    def _metrics_of(self, event: Mapping[str, Any]) -> list[Any]:
+        metric, time_ms, step = self._mlflow.entities.Metric, event["time_ms"], event["step"]
+        return [
+            metric(_clean_key(key), float(value), time_ms, step)
+            for key, value in event["metrics"].items()
+        ]
 
-    def _send_other(self, client: MlflowClient, event: dict[str, Any]) -> None:
+    def _send_other(self, client: MlflowClient, event: Mapping[str, Any]) -> None:
+        run_id = self._state.run_id
         if "params" in event:
             self._send_params(client, event["params"])
         elif "tags" in event:
-            from mlflow.entities import RunTag
-
-            tags = [RunTag(_clean_key(key), value) for key, value in event["tags"].items()]
+            tag = self._mlflow.entities.RunTag
+            tags = [tag(_clean_key(key), value) for key, value in event["tags"].items()]
             self._log_batch(client, "tags", tags)
         elif "artifact" in event:
             self._send_artifact(client, self._run_dir / event["artifact"], event["folder"])
         elif event.get("status") == "RUNNING":
-            client.update_run(self._state.run_id, status="RUNNING")
+            client.update_run(run_id, status="RUNNING")
         elif "status" in event:
-            client.set_terminated(self._state.run_id, event["status"], event["time_ms"])
+            client.set_terminated(run_id, event["status"], event["time_ms"])
 
     def _send_params(self, client: MlflowClient, params: Mapping[str, str]) -> None:
         """Sends the new ones; MLflow never lets go of the first value of a parameter."""
-        from mlflow.entities import Param as MlflowParam
-
         known = client.get_run(self._state.run_id).data.params
-        cleaned = {_clean_key(key): value for key, value in params.items()}
+        cleaned = {_clean_key(key): _shorten(value) for key, value in params.items()}
         for key, value in cleaned.items():
             if known.get(key, value) != value:
                 log.warning(
-                    "parameter %s was %r when this MLflow run began and is now %r; MLflow keeps the "
-                    "first value, config.yaml there has the new one",
+                    "parameter %s was %r when this MLflow run began and is now %r; MLflow keeps "
+                    "the first value, config.yaml there has the new one",
                     *(key, known[key], value),
                 )
-        new = [MlflowParam(key, value) for key, value in cleaned.items() if key not in known]
-        for start in range(0, len(new), _PARAMS_PER_BATCH):
-            self._log_batch(client, "params", new[start : start + _PARAMS_PER_BATCH])
+        param = self._mlflow.entities.Param
+        new = [param(key, value) for key, value in cleaned.items() if key not in known]
+        self._log_batch(client, "params", new)
 
     def _send_artifact(self, client: MlflowClient, path: Path, folder: str) -> None:
         if not path.is_file():
@@ -533,51 +498,49 @@ class _Sender:
 
     def _log_batch(self, client: MlflowClient, kind: str, items: list[Any]) -> None:
         """Sends items of one kind; what MLflow will never take is named and skipped."""
-        from mlflow.exceptions import MlflowException
-
-        if not items:
-            return
-        try:
-            client.log_batch(self._state.run_id, synchronous=True, **{kind: items})
-        except MlflowException as error:
-            if error.error_code not in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
-                raise
-            if not self._is_active(client):
-                raise _RunGoneError from error
-            if len(items) == 1:
-                name = f"{kind[:-1]} {items[0].key!r} = {items[0].value!r}"
-                log.warning("MLflow refuses the %s: %s", redact(name), _brief(error))
-                return
-            for item in items:
-                self._log_batch(client, kind, [item])
+        for start in range(0, len(items), _BATCH[kind]):
+            batch = items[start : start + _BATCH[kind]]
+            try:
+                client.log_batch(self._state.run_id, synchronous=True, **{kind: batch})
+            except self._mlflow.MlflowException as error:
+                refused = error.error_code == "INVALID_PARAMETER_VALUE"
+                if not refused or not self._is_active(client):
+                    raise
+                if len(items) == 1:
+                    item = redact(f"{items[0].key!r} = {items[0].value!r}")
+                    log.warning("MLflow refuses one of the %s, %s: %s", kind, item, _brief(error))
+                    return
+                for item in batch:
+                    self._log_batch(client, kind, [item])
 
     # Connecting.
 
     def _connect(self) -> MlflowClient:
         """Finds or makes the experiment and the run."""
-        mlflow = _import_mlflow()
         state = SendState.load(self._run_dir)
         if state is None:
             raise DataError(f"{self._run_dir / STATE_FILE} is gone; resuming the run makes it anew")
         self._state = state
-        client: MlflowClient = mlflow.MlflowClient(tracking_uri=self._uri)
-        if self._state.run_id and not self._is_active(client):
+        client: MlflowClient = self._mlflow.MlflowClient(tracking_uri=self._uri)
+        if state.run_id and not self._is_active(client):
             log.warning(
                 "the MLflow run %s of %s was deleted: a new one gets all events from the start",
-                *(self._state.run_id, self._run_dir),
+                *(state.run_id, self._run_dir),
             )
-            self._state = replace(self._state, key=uuid.uuid4().hex, run_id="", sent_bytes=0)
+            self._state = replace(state, key=uuid.uuid4().hex, run_id="", sent_bytes=0)
         if not self._state.run_id:
             self._state = replace(self._state, run_id=self._find_or_make_run(client))
-            self._state.save(self._run_dir)
+        path = self._run_dir / EVENTS_FILE
+        if self._state.sent_bytes > path.stat().st_size:
+            log.warning("%s is shorter than what was sent of it: sending it from the start", path)
+            self._state = replace(self._state, sent_bytes=0)
+        self._state.save(self._run_dir)
         return client
 
     def _is_active(self, client: MlflowClient) -> bool:
-        from mlflow.exceptions import MlflowException
-
         try:
             return bool(client.get_run(self._state.run_id).info.lifecycle_stage == "active")
-        except MlflowException as error:
+        except self._mlflow.MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return False
@@ -591,26 +554,24 @@ class _Sender:
             _KEY_TAG: self._state.key,
             "hyperadapter.run_dir": str(self._run_dir.resolve()),
             "mlflow.source.name": "hyperadapter",
-            "mlflow.user": _user(),
+            "mlflow.user": os.environ.get("USER", str(os.getuid())),
         }
-        first = next(_read_events(self._events, 0), None)
-        started = first.value.get("time_ms") if first is not None and first.value else None
+        first = next(read_events(self._run_dir), None)
+        started = first.value.get("time_ms") if first is not None else None
         run = client.create_run(experiment_id, started, tags, self._state.name)
         return str(run.info.run_id)
 
     def _find_or_make_experiment(self, client: MlflowClient) -> str:
-        from mlflow.exceptions import MlflowException
-
         name = self._state.experiment
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
-            location = None
+            location = None  # the server's choice
             if self._uri.startswith("sqlite:///"):
                 database = Path(self._uri.removeprefix("sqlite:///"))
                 location = (database.parent / "mlartifacts").as_uri()
             try:
                 return str(client.create_experiment(name, artifact_location=location))
-            except MlflowException as error:
+            except self._mlflow.MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another run made it just now
                     raise
                 experiment = client.get_experiment_by_name(name)
@@ -620,22 +581,6 @@ class _Sender:
                 "tracking.experiment to another name"
             )
         return str(experiment.experiment_id)
-
-
-def _metrics_of(event: Mapping[str, Any]) -> list[Any]:
-    from mlflow.entities import Metric
-
-    return [
-        Metric(key, float(value), event["time_ms"], event["step"])
-        for key, value in event["metrics"].items()
-    ]
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container whose user has no name
-        return str(os.getuid())
 
 
 def _import_mlflow() -> Any:

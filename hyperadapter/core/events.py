@@ -1,15 +1,15 @@
 """The event file of a run folder: what happened, one JSON object a line, in order of time.
 
-`events.jsonl` is the truth about a run's metrics; MLflow gets a copy (hyperadapter/tracking.py), and
+`events.jsonl` is the truth about a run's metrics; MLflow gets a copy (hyperadapter/tracking.py).
 `tracking.json` beside it remembers how far that has come. Both survive a crash at any point: a
 half-written line is dropped when the file is opened again, the offset is replaced atomically.
 
 Every event has `time_ms` and one of:
 
-    {"step": 10, "metrics": {"train/loss": 7.1}}    NaN and infinity are the texts "nan", "inf", "-inf"
-    {"status": "RUNNING"}                           or FINISHED, FAILED, KILLED
-    {"params": {...}}, {"tags": {...}}              facts about the run
-    {"artifact": "plots/bleu.png", "folder": ""}    a file, relative to the run folder if inside
+    {"step": 10, "metrics": {"train/loss": 7.1}}  NaN and infinity are texts: "nan", "inf", "-inf"
+    {"status": "RUNNING"}                         or FINISHED, FAILED, KILLED
+    {"params": {...}}, {"tags": {...}}            facts about the run
+    {"artifact": "plots/bleu.png", "folder": ""}  a file, relative to the run folder if inside
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Configuration files: strict frozen pydantic trees from YAML with one parent and overrides.
 
-YAML is read with two differences from PyYAML's safe loader, which follows YAML 1.1: only `true` and
-`false` are booleans (so that the language code `no` stays text), and `3e-4` is a number.
+YAML is read as version 1.2, where PyYAML's safe loader follows 1.1: only `true` and `false` are
+booleans (so that the language code `no` stays text), `3e-4` is a number, and `010`, `1:30` and dates
+are text.
 """
 
 from __future__ import annotations
@@ -20,23 +21,35 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hyperadapter.core.errors import ConfigError, nearest
 
-__all__ = ["StrictModel", "fingerprint", "load_config", "parse_config", "read_yaml", "to_yaml"]
+__all__ = [
+    "StrictModel",
+    "fingerprint",
+    "flat_params",
+    "load_config",
+    "parse_config",
+    "read_yaml",
+    "to_yaml",
+]
 
 
 class StrictModel(BaseModel):
     """A frozen part of a configuration in which an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 ConfigT = TypeVar("ConfigT", bound=StrictModel)
 
 
-_REPLACED_TAGS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("bool", "float", "timestamp"))
+_REPLACED_TAGS = tuple(
+    f"tag:yaml.org,2002:{kind}" for kind in ("bool", "float", "int", "timestamp")
+)
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe loader with YAML 1.2 booleans and floats, which refuses a key given twice."""
+    """Safe loader with YAML 1.2's scalars, which refuses a key given twice."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (declared so by PyYAML)
         first: [(tag, pattern) for tag, pattern in resolvers if tag not in _REPLACED_TAGS]
@@ -44,27 +57,26 @@ class _Loader(yaml.SafeLoader):
     }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+        seen: set[str] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                line = key_node.start_mark.line + 1
-                raise ConfigError(
-                    f"{node.start_mark.name}:{line}: the key {key!r} is given twice; keep one"
-                )
-            seen.add(key)
+            place = f"{key_node.start_mark.name}:{key_node.start_mark.line + 1}"
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ConfigError(f"{place}: a key must be a word, not a list or a group of keys")
+            if key_node.value in seen:
+                raise ConfigError(f"{place}: the key {key_node.value!r} is given twice; keep one")
+            seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+"
-        r"|\.[0-9]+(?:[eE][-+]?[0-9]+)?|\.inf|\.nan)$"
-    ),
-    list("-+0123456789."),
+_BOOL = re.compile(r"^(?:true|false)$")
+_INT = re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$")
+_FLOAT = re.compile(
+    r"^[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+"
+    r"|\.[0-9]+(?:[eE][-+]?[0-9]+)?|\.inf|\.nan)$"
 )
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tf"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
 def _parse_yaml(text: str, name: str) -> Any:
@@ -141,12 +153,14 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     node = tree
     *parents, last = key.split(".")
     for name in parents:
-        child = node.setdefault(name, {})
+        if node.get(name) is None:  # absent, or a key without a value
+            node[name] = {}
+        child = node[name]
         if not isinstance(child, dict):
             raise ConfigError(f"--set {override!r}: {name!r} is a value, not a group of keys")
         node = child
     value = _parse_yaml(text, f"--set {key}")
-    node[last] = _merge(node.get(last) or {}, value) if isinstance(value, dict) else value
+    node.update(_merge(node, {last: value}))
 
 
 def load_config(cls: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -> ConfigT:
@@ -165,7 +179,13 @@ def parse_config(cls: type[ConfigT], tree: Mapping[str, Any], source: str) -> Co
     """Validates a tree of plain values; `source` is named in errors."""
     try:
         # Through JSON, so that YAML's lists fill tuples although every scalar is checked strictly.
-        return cls.model_validate_json(json.dumps(tree))
+        text = json.dumps(tree)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{source} holds what is no text, number, list or group: {error}"
+        ) from error
+    try:
+        return cls.model_validate_json(text)
     except ValidationError as error:
         lines = [_explain(cls, item) for item in error.errors()]
         raise ConfigError(
@@ -217,7 +237,10 @@ def to_yaml(config: StrictModel) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes whatever our loader or YAML 1.1 could read as something other than text."""
+    """Quotes whatever YAML 1.1 or our loader could read as something other than text."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
 def _represent_str(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
@@ -233,3 +256,20 @@ def fingerprint(config: StrictModel) -> str:
     """Returns 12 hexadecimal digits that identify a resolved configuration."""
     text = json.dumps(config.model_dump(mode="json"), sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def flat_params(config: StrictModel) -> dict[str, str | int | float | bool | None]:
+    """Returns every value under its dotted key; lists become JSON text."""
+    flat: dict[str, str | int | float | bool | None] = {}
+
+    def walk(tree: Mapping[str, Any], prefix: str) -> None:
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{key}.")
+            elif isinstance(value, list):
+                flat[prefix + key] = json.dumps(value, ensure_ascii=False)
+            else:
+                flat[prefix + key] = value
+
+    walk(config.model_dump(mode="json"), "")
+    return flat

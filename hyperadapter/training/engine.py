@@ -237,6 +237,10 @@ class Engine:
     def save(self, folder: Path) -> None:
         """Writes this rank's part of the sharded state; every rank must call it."""
         self._engine.save_checkpoint(str(folder), tag=_STATE_TAG, save_latest=False)
+        if self.world.is_main:
+            for script in folder.glob("zero_to_*.py"):
+                # Tools that unpickle; our weights lie beside the state as safetensors.
+                script.unlink()
 
     def load(self, folder: Path) -> None:
         """Reads what `save` wrote, on the same world size and ZeRO stage."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from hyperadapter.core.files import read_json, write_json
 from hyperadapter.training.engine import StepResult, World
 
-__all__ = ["Meter", "Reading", "format_duration", "passes_range"]
+__all__ = ["PROGRESS_FILE", "Meter", "Progress", "Reading", "format_duration", "passes_range"]
+
+PROGRESS_FILE = "progress.json"
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,54 @@ class Meter:
     def skip_time(self, seconds: float) -> None:
         """Leaves time that was not spent on training steps out of the rates."""
         self._start += seconds
+
+
+@dataclass
+class Progress:
+    """What a run has cost, over all its starts; kept in each checkpoint.
+
+    Attributes:
+        wall_s: Seconds from the start of training, validation and checkpoints included.
+        target_tokens: Target tokens trained on, over all ranks.
+        peak_rss_bytes: Most resident memory of all ranks of one start together.
+    """
+
+    wall_s: float = 0.0
+    target_tokens: int = 0
+    peak_rss_bytes: int = 0
+    _since: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def load(cls, folder: Path) -> Progress:
+        """Reads what a checkpoint folder holds."""
+        tree = read_json(folder / PROGRESS_FILE)
+        return cls(tree["wall_s"], tree["target_tokens"], tree["peak_rss_bytes"])
+
+    def update(self, world: World) -> None:
+        """Adds the time since the last update and the memory of all ranks; all must call it."""
+        now = time.monotonic()
+        self.wall_s += now - self._since
+        self._since = now
+        kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        rss = world.sum(torch.tensor([kilobytes * 1024], dtype=torch.int64))
+        self.peak_rss_bytes = max(self.peak_rss_bytes, int(rss.item()))
+
+    def save(self, folder: Path) -> None:
+        """Writes the numbers into a checkpoint folder."""
+        write_json(folder / PROGRESS_FILE, self.metrics_by_name())
+
+    def metrics_by_name(self) -> dict[str, float]:
+        """Returns the numbers and the speed that follows from them."""
+        return {
+            "wall_s": self.wall_s,
+            "target_tokens": self.target_tokens,
+            "tokens_per_s": self.target_tokens / max(self.wall_s, 1e-9),
+            "peak_rss_bytes": self.peak_rss_bytes,
+        }
+
+    def metrics(self) -> dict[str, float]:
+        """Returns the numbers under the names that MLflow shows."""
+        return {f"perf/total/{name}": value for name, value in self.metrics_by_name().items()}
 
 
 def passes_range(passes: Mapping[str, float]) -> str:

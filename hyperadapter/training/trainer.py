@@ -10,8 +10,8 @@ import logging
 import math
 import signal
 import time
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
@@ -25,13 +25,14 @@ from hyperadapter.checkpoint.weights import save_weights
 from hyperadapter.config import RunConfig
 from hyperadapter.core.errors import CheckpointError, Interrupted, TrainingError
 from hyperadapter.core.files import translate_disk_full
+from hyperadapter.core.schema import flat_params
 from hyperadapter.model.batch import Batch
 from hyperadapter.model.seq2seq import build_model
 from hyperadapter.model.vocabulary import Vocabulary
-from hyperadapter.tracking import Tracker
+from hyperadapter.tracking import NullTracker, TrackedRun, Tracker
 from hyperadapter.training import preflight
 from hyperadapter.training.engine import Engine, World, start_world
-from hyperadapter.training.meters import Meter, Reading, format_duration, passes_range
+from hyperadapter.training.meters import Meter, Progress, Reading, format_duration, passes_range
 from hyperadapter.training.schedule import learning_rate
 
 __all__ = ["Trainer", "train"]
@@ -54,6 +55,21 @@ def train(config: RunConfig) -> None:
         trainer = Trainer.build(config, world, stack)
         trainer.resume()
         trainer.fit()
+
+
+def _tracker(config: RunConfig, fingerprint: str, world: World) -> Tracker:
+    if not world.is_main:
+        return NullTracker()
+    run_dir = Path(config.run_dir)
+    run = TrackedRun(
+        name=config.name,
+        experiment=config.tracking.experiment,
+        uri=config.tracking.uri,
+        enabled=config.tracking.enabled,
+        params=flat_params(config),
+        tags={"fingerprint": fingerprint, "world_size": str(world.size)},
+    )
+    return Tracker(run_dir, run, config_file=run_dir / "config.yaml")
 
 
 class StopRequest:
@@ -80,7 +96,9 @@ class Trainer:
         valid: Validation batches.
         tracker: Metrics; silent on all ranks but the main one.
         stop: Whether a signal asked to stop.
+        fingerprint: Of the configuration.
         step: Optimizer steps done.
+        progress: What training has cost so far, earlier starts included.
     """
 
     config: RunConfig
@@ -93,6 +111,7 @@ class Trainer:
     stop: StopRequest
     fingerprint: str
     step: int = 0
+    progress: Progress = field(default_factory=Progress)
 
     @classmethod
     def build(cls, config: RunConfig, world: World, stack: ExitStack) -> Trainer:
@@ -125,7 +144,7 @@ class Trainer:
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
         if world.is_main:
             preflight.check_disk(config, num_parameters)
-        tracker = stack.enter_context(Tracker.open(config, run_dir) if world.is_main else Tracker.off())
+        tracker = stack.enter_context(_tracker(config, fingerprint, world))
         log.info("%s parameters, %d processes on %s", f"{num_parameters:,}", world.size, world.device)
         engine = Engine(model, training, world)
         return cls(
@@ -150,6 +169,7 @@ class Trainer:
             )
         self.engine.load(folder)
         self.step = step
+        self.progress = Progress.load(folder)
         log.info("resumed from %s at step %d of %d", folder, step, training.max_steps)
 
     def fit(self) -> None:
@@ -158,7 +178,7 @@ class Trainer:
         meter = Meter(self.world)
         started = time.monotonic()
         first = self.step
-        with self.stream.iter_from(first) as steps:
+        with closing(self.stream.iter_from(first)) as steps:
             while self.step < training.max_steps:
                 batches = next(steps)
                 rate = learning_rate(
@@ -172,6 +192,7 @@ class Trainer:
                 )
                 self.step += 1
                 meter.add(result, batches.target_tokens)
+                self.progress.target_tokens += batches.target_tokens
                 last = self.step == training.max_steps
                 if last or self.step % training.log_every_steps == 0:
                     self._report(meter.read(), rate, started, first)
@@ -206,7 +227,8 @@ class Trainer:
                 f"step {self.step}: loss {reading.loss}, gradient norm {reading.grad_norm}; resume "
                 "with a lower training.learning_rate or clip_norm in a new run_dir"
             )
-        passes = self.stream.passes(self.step)
+        names = map(str, self.vocabulary.directions)
+        passes = dict(zip(names, self.stream.passes(self.step).tolist(), strict=True))
         metrics = reading.metrics() | {"train/learning_rate": rate}
         metrics |= {f"data/passes/{name}": value for name, value in passes.items()}
         self.tracker.log_metrics(metrics, self.step)
@@ -231,7 +253,7 @@ class Trainer:
         """Computes the loss per direction, and their mean, in nats per target token."""
         names = [str(direction) for direction in self.vocabulary.directions]
         sums = torch.zeros(2, len(names), dtype=torch.float64)
-        for item in self.valid.batches():
+        for item in self.valid:
             nll = self.engine.evaluate(Batch.from_micro_batch(item.micro_batch, self.world.device))
             if item.counts:
                 direction = int(item.micro_batch.direction_P[0])
@@ -266,11 +288,13 @@ class Trainer:
                 layout.new_part_folder(run_dir, self.step)
             self.world.barrier()
             self.engine.save(part)
+            self.progress.update(self.world)
             weights = self.engine.full_weights()
             if self.world.is_main:
                 save_weights(part / layout.WEIGHTS_FILE, weights, self._weights_metadata())
             self.world.barrier()
             if self.world.is_main:
+                self.progress.save(part)
                 values = {
                     "fingerprint": self.fingerprint,
                     "world_size": self.world.size,
@@ -279,6 +303,7 @@ class Trainer:
                 }
                 folder = layout.commit(part, step=self.step, values=values)
                 layout.prune(run_dir, training.checkpoint.keep)
+                self.tracker.log_metrics(self.progress.metrics(), self.step)
                 log.info("saved %s", folder)
             self.world.barrier()
 

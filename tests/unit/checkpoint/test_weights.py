@@ -74,6 +74,7 @@ def saved(folder: Path, config: RunConfig, **changes: torch.Tensor | None) -> Pa
             st.lists(st.integers(0, 3), max_size=3),
             st.sampled_from([torch.float32, torch.bfloat16, torch.float64, torch.int64]),
         ),
+        min_size=1,
         max_size=4,
     ),
     st.dictionaries(st.text("xyz", min_size=1, max_size=3), st.text(max_size=5), max_size=3),

@@ -1,0 +1,1 @@
+"""Decoding with materialised adapters, scoring, and reports."""

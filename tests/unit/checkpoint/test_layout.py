@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hyperadapter.checkpoint import layout
+from hyperadapter.core.errors import CheckpointError
+
+VALUES = {"fingerprint": "f", "world_size": 2, "zero_stage": 2, "precision": "fp32"}
+
+
+def save(run_dir: Path, step: int) -> Path:
+    part = layout.new_part_folder(run_dir, step)
+    (part / "state").mkdir()
+    (part / "state" / "rank0.pt").write_bytes(b"0123456789")
+    (part / "weights.safetensors").write_bytes(b"abc")
+    return layout.commit(part, step=step, values=VALUES)
+
+
+def test_only_what_has_a_manifest_exists(tmp_path: Path) -> None:
+    assert layout.complete_checkpoints(tmp_path) == []
+    with pytest.raises(CheckpointError, match=r"holds no complete checkpoint; train first"):
+        layout.newest_checkpoint(tmp_path)
+    first, second = save(tmp_path, 5), save(tmp_path, 10)
+    layout.new_part_folder(tmp_path, 15)
+    (second / "manifest.json").unlink()
+    assert layout.complete_checkpoints(tmp_path) == [(5, first)]
+    assert layout.newest_checkpoint(tmp_path) == first
+    assert layout.verify(first).step == 5
+
+
+def test_steps_are_ordered_as_numbers(tmp_path: Path) -> None:
+    for step in (900_000_000, 20, 3):
+        save(tmp_path, step)
+    assert [step for step, _ in layout.complete_checkpoints(tmp_path)] == [3, 20, 900_000_000]
+
+
+def test_saving_the_same_step_again_replaces_it(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    assert layout.verify(save(tmp_path, 5)).files.keys() == {"state/rank0.pt", "weights.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), r"rank0\.pt is missing"),
+        (lambda path: path.write_bytes(b"01234"), r"rank0\.pt has 5 bytes instead of 10"),
+        (lambda path: path.write_bytes(b"0123456780"), r"rank0\.pt has a wrong checksum"),
+    ],
+)
+def test_damage_is_named_with_its_remedy(damage: object, message: str, tmp_path: Path) -> None:
+    folder = save(tmp_path, 5)
+    damage(folder / "state" / "rank0.pt")  # type: ignore[operator]
+    with pytest.raises(CheckpointError, match=message) as caught:
+        layout.verify(folder)
+    assert f"delete {folder} to go on from the checkpoint before it" in str(caught.value)
+
+
+def test_a_broken_manifest_is_a_checkpoint_error(tmp_path: Path) -> None:
+    folder = save(tmp_path, 5)
+    (folder / "manifest.json").write_text('{"step": 5')
+    with pytest.raises(CheckpointError, match=r"is not a whole checkpoint"):
+        layout.verify(folder)
+
+
+def test_prune_keeps_the_newest_and_removes_parts(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step)
+    layout.new_part_folder(tmp_path, 9)
+    layout.prune(tmp_path, keep=2)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-00000003", "step-00000004"]
