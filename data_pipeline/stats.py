@@ -98,6 +98,6 @@ def plot_corpus(stats: dict[str, Any], path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("sentence pairs in train")
     axes.set_title("Clean corpus by language pair and source")
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
     with atomic_open(path, "wb") as stream:
         figure.savefig(stream, format=path.suffix.lstrip(".") or "png", dpi=120)

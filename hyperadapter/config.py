@@ -5,9 +5,9 @@ The resolved file in the run folder is the truth, and its fingerprint identifies
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.config import DataConfig
 from hyperadapter.core.schema import StrictModel
@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 HyperInput = Literal["src", "tgt", "layer"]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 _ALL_INPUTS: tuple[HyperInput, ...] = ("src", "tgt", "layer")
 
 
@@ -55,6 +56,13 @@ class HyperNetworkConfig(StrictModel):
     decoder_inputs: tuple[HyperInput, ...] = Field(
         default=_ALL_INPUTS, min_length=1, description="What decoder adapters depend on"
     )
+
+    @field_validator("encoder_inputs", "decoder_inputs")
+    @classmethod
+    def _inputs_once(cls, inputs: tuple[HyperInput, ...]) -> tuple[HyperInput, ...]:
+        if len(set(inputs)) < len(inputs):
+            raise ValueError(f"an input is given twice: {', '.join(inputs)}")
+        return inputs
 
 
 class AdapterConfig(StrictModel):
@@ -114,6 +122,20 @@ class ScheduleConfig(StrictModel):
         default=0.0, ge=0, le=1, description="cosine and wsd: last rate over the highest"
     )
 
+    @model_validator(mode="after")
+    def _only_what_the_kind_uses(self) -> ScheduleConfig:
+        if self.decay_steps and self.kind != "wsd":
+            raise ValueError(
+                f"decay_steps {self.decay_steps} is for kind: wsd and would be ignored by "
+                f"kind: {self.kind}; set it to 0"
+            )
+        if self.final_fraction and self.kind == "inverse_sqrt":
+            raise ValueError(
+                f"final_fraction {self.final_fraction} would be ignored by kind: inverse_sqrt; "
+                "set it to 0"
+            )
+        return self
+
 
 class CheckpointConfig(StrictModel):
     """When to save, and how many checkpoints to keep."""
@@ -148,7 +170,7 @@ class TrainingConfig(StrictModel):
     max_steps: int = Field(ge=1, description="Optimizer steps of the whole run")
     learning_rate: float = Field(gt=0, description="Highest rate")
     schedule: ScheduleConfig
-    adam_betas: tuple[float, float] = Field(default=(0.9, 0.98), description="AdamW")
+    adam_betas: tuple[Beta, Beta] = Field(default=(0.9, 0.98), description="AdamW")
     adam_eps: float = Field(default=1e-8, gt=0, description="AdamW")
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW, on matrices only")
     clip_norm: float = Field(default=1.0, ge=0, description="Global gradient norm; 0 never clips")
@@ -221,7 +243,7 @@ class TrackingConfig(StrictModel):
     uri: str = Field(
         default="", description="Tracking URI; empty is mlflow.db beside the run folder"
     )
-    experiment: str = Field(default="hyperadapter", description="MLflow experiment")
+    experiment: str = Field(default="hyperadapter", min_length=1, description="MLflow experiment")
 
 
 class RunConfig(StrictModel):

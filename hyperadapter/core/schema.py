@@ -1,8 +1,8 @@
 """Configuration files: strict frozen pydantic trees from YAML with one parent and overrides.
 
 YAML is read as version 1.2, where PyYAML's safe loader follows 1.1: only `true` and `false` are
-booleans (so that the language code `no` stays text), `3e-4` is a number, and `010`, `1:30` and dates
-are text.
+booleans (so that the language code `no` stays text), `3e-4` is a number, and `010`, `1:30` and
+dates are text.
 """
 
 from __future__ import annotations

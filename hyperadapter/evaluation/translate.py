@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,10 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import Progress
 
 from data_pipeline.batching import BatchLayout, Ragged, build_prompts
+from data_pipeline.progress import track
 from data_pipeline.tokenizer import Tokenizer
 from hyperadapter.checkpoint.layout import WEIGHTS_FILE, newest_checkpoint
 from hyperadapter.checkpoint.weights import LoadedModel, WeightsInfo, load_model
@@ -57,8 +55,8 @@ class Translator:
         if tokenizer.vocab_size != num_pieces:
             raise CheckpointError(
                 f"the weights were trained with {num_pieces} pieces, but the tokenizer in "
-                f"{config.data.folder}/tokenizer has {tokenizer.vocab_size}; it was made anew since. "
-                "Set data.folder to the data the run was trained on"
+                f"{config.data.folder}/tokenizer has {tokenizer.vocab_size}; it was made anew "
+                "since. Set data.folder to the data the run was trained on"
             )
         self.model = loaded.model
         self.info: WeightsInfo = loaded.info
@@ -67,23 +65,33 @@ class Translator:
         self._states: dict[Direction, _DirectionState] = {}
 
     @classmethod
-    def from_run(
-        cls, run_dir: Path, config: RunConfig | None = None, device: torch.device | str = "cpu"
-    ) -> Translator:
-        """Loads the newest checkpoint of a run folder.
-
-        Args:
-            run_dir: The run folder.
-            config: Its configuration, perhaps with another evaluation group; None reads config.yaml.
-            device: Where the model goes.
+    def from_run(cls, run_dir: Path, device: torch.device | str = "cpu") -> Translator:
+        """Loads the newest checkpoint of a run folder, configured by its config.yaml.
 
         Raises:
             CheckpointError: There is no complete checkpoint, or it does not fit the configuration.
             ConfigError: config.yaml is missing or not valid.
             DataError: The tokenizer is missing or damaged.
         """
-        config = load_config(RunConfig, run_dir / "config.yaml") if config is None else config
-        loaded = load_model(newest_checkpoint(run_dir) / WEIGHTS_FILE, config, device)
+        config = load_config(RunConfig, run_dir / "config.yaml")
+        return cls.from_checkpoint(newest_checkpoint(run_dir), config, device)
+
+    @classmethod
+    def from_checkpoint(
+        cls, checkpoint: Path, config: RunConfig, device: torch.device | str = "cpu"
+    ) -> Translator:
+        """Loads one checkpoint.
+
+        Args:
+            checkpoint: Its folder.
+            config: The run's configuration, perhaps with another evaluation group.
+            device: Where the model goes.
+
+        Raises:
+            CheckpointError: It does not fit the configuration.
+            DataError: The tokenizer is missing or damaged.
+        """
+        loaded = load_model(checkpoint / WEIGHTS_FILE, config, device)
         tokenizer = Tokenizer.load(Path(config.data.folder) / "tokenizer")
         return cls(loaded, tokenizer, config)
 
@@ -107,7 +115,7 @@ class Translator:
         pieces = self.tokenizer.encode([texts[index] for index in filled])
         self._warn_of_long(pieces)
         translations = [""] * len(texts)
-        for rows, outputs in self._iter_batches(state, pieces, f"{src}-{tgt}"):
+        for rows, outputs in self._iter_batches(state, pieces, f"translating {src}-{tgt}"):
             for row, text in zip(rows, self.tokenizer.decode(outputs), strict=True):
                 # Byte pieces can spell line breaks.
                 translations[filled[row]] = " ".join(text.split())
@@ -123,13 +131,9 @@ class Translator:
         """
         size = self.config.evaluation.batch_sentences
         order = sorted(range(len(pieces)), key=lambda row: len(pieces[row]), reverse=True)
-        console = Console(stderr=True)
-        with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
-            task = progress.add_task(title, total=len(order))
-            for start in range(0, len(order), size):
-                rows = order[start : start + size]
-                yield rows, self._search(state, [pieces[row] for row in rows])
-                progress.advance(task, len(rows))
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        for rows in track(batches, len(batches), title):
+            yield rows, self._search(state, [pieces[row] for row in rows])
 
     def _search(self, state: _DirectionState, pieces: Sequence[Pieces]) -> list[tuple[int, ...]]:
         prompts, _ = build_prompts(

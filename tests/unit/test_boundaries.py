@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,14 @@ def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def lint_names(folder: Path) -> subprocess.CompletedProcess[str]:
-    arguments = ("check", "--no-cache", "--output-format", "concise", "--select", "TID251,RUF022")
+    arguments = (
+        "check",
+        "--no-cache",
+        "--output-format",
+        "concise",
+        "--select",
+        "F822,RUF022,TID251",
+    )
     return run_tool("ruff", *arguments, *PACKAGES, folder=folder)
 
 
@@ -54,7 +62,7 @@ def test_imports_point_down_and_pass_their_doors() -> None:
     assert report.returncode == 0, report.stdout + report.stderr
 
 
-def test_ruff_finds_no_banned_name_and_every_all_sorted() -> None:
+def test_ruff_finds_no_banned_name_and_every_all_sorted_and_true() -> None:
     report = lint_names(ROOT)
     assert report.returncode == 0, report.stdout + report.stderr
 
@@ -79,6 +87,7 @@ BREACHES = {
     "hyperadapter/evaluation/translate.py": "import mlflow as _planted",
     "hyperadapter/model/starter.py": "import subprocess\nimport os\nos.fork()",
     "hyperadapter/model/unsorted.py": '__all__ = ["b", "a"]\na = b = 1',
+    "hyperadapter/model/untrue.py": '__all__ = ["nothing"]',
     "hyperadapter/training/second_engine.py": "from deepspeed import initialize",
     "hyperadapter/training/starter.py": "from torch.multiprocessing import spawn",
     "hyperadapter/evaluation/second_score.py": "import sacrebleu.metrics",
@@ -144,6 +153,7 @@ def test_import_linter_bites_nothing_but_the_planted(import_report: str) -> None
         ("data_pipeline/tars.py", "Only data_pipeline/{shards,stream}.py talk to WebDataset"),
         ("data_pipeline/workers.py", "`multiprocessing` is banned"),
         ("hyperadapter/model/unsorted.py", "RUF022"),
+        ("hyperadapter/model/untrue.py", "Undefined name `nothing` in `__all__`"),
     ],
 )
 def test_ruff_bites(planted: Path, place: str, remedy: str) -> None:
@@ -193,6 +203,33 @@ def test_there_are_configurations() -> None:
     assert not stray, f"say in CONFIG_CLASSES which class reads {stray}"
 
 
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names}
+
+
+def test_what_is_imported_is_declared_and_the_other_way_round() -> None:
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    lines = setup["options"]["install_requires"].split("\n")
+    declared = {re.split("[<>=]", line)[0] for line in lines if line and line[0] != "#"}
+    used = set().union(*map(imported, MODULES)) - {*sys.stdlib_module_names, *PACKAGES}
+    assert {"yaml" if name == "PyYAML" else name for name in declared} == used
+
+
+def test_every_dependency_is_pinned() -> None:
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    lines = setup["options"]["install_requires"] + setup["options.extras_require"]["test"]
+    pins = {line.partition("==")[0] for line in (ROOT / "constraints.txt").read_text().split()}
+    assert set(re.findall(r"^[\w-]+", lines, re.MULTILINE)) <= pins
+
+
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -209,22 +246,12 @@ def test_files_and_functions_are_short(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_every_module_names_what_it_offers(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    offered: list[str] | None = None
-    defined: set[str] = set()
-    for node in tree.body:
-        if isinstance(node, ast.Assign | ast.AnnAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names = {name.id for t in targets for name in ast.walk(t) if isinstance(name, ast.Name)}
-            if "__all__" in names and node.value is not None:
-                offered = ast.literal_eval(node.value)
-            defined |= names
-        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
-            defined.add(node.name)
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            defined |= {alias.asname or alias.name for alias in node.names}
-    if path.name not in ("__init__.py", "__main__.py"):
-        assert offered is not None, f"{relative(path)} has no __all__"
-        missing = sorted(set(offered) - defined)
-        assert not missing, f"{relative(path)} offers {missing} but does not define them"
+def test_every_module_says_what_it_offers(path: Path) -> None:
+    assigned = {
+        target.id
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name)
+    }
+    assert "__all__" in assigned or path.name in ("__init__.py", "__main__.py")

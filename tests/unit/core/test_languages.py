@@ -109,7 +109,7 @@ def test_an_unknown_code_names_the_nearest(code: str, words: list[str]) -> None:
         ("pt-BR", "'pt-BR' is one language, not a direction"),
         ("en-zh", "'en-zh': write this direction as 'en-zh-Hans'"),
         ("EN-DE", "'EN-DE': write this direction as 'en-de'"),
-        ("en-klingon", "'en' is a language, 'klingon' is not"),
+        ("en-klingon", "'en' is a language, but 'klingon' is not"),
         ("qq-zz", "'qq-zz' is not a direction: neither side is a known language"),
         ("", "'' is not a direction"),
     ],

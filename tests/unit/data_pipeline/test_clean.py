@@ -122,7 +122,7 @@ def test_placeholders_follow_their_names_in_any_order(order: list[str]) -> None:
         ("Add special characters", "Sonderzeichen hinzufügen", "de", None),
         ("Event location", "Місце події", "uk", None),
         ("has error", "エラーが発生しています", "ja", None),
-        ("OpenOffice Draw drawing", "Рисунок OpenOffice Draw", "uk", None),
+        ("An OpenOffice drawing", "Рисунок OpenOffice", "uk", None),
         ("PayPal secret key", "مفتاح PayPal", "ar", None),
         ("Gramps XML Backup", "Gramps XML-Sicherung", "de", None),
         ("Download ticket", "티켓 다운로드", "ko", None),

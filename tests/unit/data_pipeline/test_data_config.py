@@ -1,0 +1,51 @@
+"""Mistakes in a `data:` group are found when it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline.config import DataConfig
+from hyperadapter.core.errors import ConfigError
+from hyperadapter.core.schema import load_config
+
+TSV: dict[str, Any] = {"format": "tsv", "name": "t", "languages": ["en", "de"], "path": "x"}
+MOSES: dict[str, Any] = {
+    "format": "moses",
+    "name": "m",
+    "languages": ["en", "de"],
+    "paths": ["x", "y"],
+}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"sources": [TSV | {"languages": ["en", "zh_TW"]}]}, "'zh_TW' as 'zh-Hant'"),
+        ({"sources": [MOSES | {"languages": ["de", "de"]}]}, "the two languages are both 'de'"),
+        ({"sources": [MOSES | {"languages": ["en", "german"]}]}, "'de' (German)"),
+        ({"sources": [TSV | {"columns": [1, 1]}]}, "[1, 1] must be two different columns"),
+        ({"sources": [TSV | {"columns": [-1, 0]}]}, "counted from 0"),
+        ({"sources": [TSV, TSV]}, "source names given twice: t"),
+        ({"clean": {"length_ratio": [2.8, 0.4]}}, "lowest and the highest ratio, in order"),
+        ({"clean": {"min_word": 2}}, "clean.min_word: unknown key (did you mean 'min_words'?)"),
+        ({"pivot": "fr"}, "the pivot 'fr' is not among languages"),
+        ({"directions": ["en-fr"]}, "direction 'en-fr': 'fr' is not among the languages"),
+    ],
+)
+def test_a_mistake_is_named(
+    tmp_path: Path, make_config: Callable[..., DataConfig], data: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_config(tmp_path, languages=("en", "de"), **data)
+    assert message in str(caught.value)
+
+
+def test_the_quickstart_recipe_is_valid(repository: Path) -> None:
+    config = load_config(DataConfig, repository / "configs" / "data" / "quickstart.yaml")
+    assert config.pivot == "en"
+    assert len(config.resolved_directions()) == 2 * (len(config.languages) - 1)
+    assert {source.format for source in config.sources} == {"gettext_wheel"}

@@ -1,0 +1,182 @@
+"""The translator: order, tags and adapters of each direction, and what it refuses."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from data_pipeline.tokenizer import Tokenizer
+from hyperadapter.core.errors import CheckpointError, LanguageError
+from hyperadapter.evaluation import translate
+from hyperadapter.evaluation.translate import Translator
+from hyperadapter.model.batch import Batch
+from hyperadapter.model.seq2seq import Seq2Seq
+
+MakeRun = Callable[..., Any]
+TEXTS = ["Open the file", "", "Save the last image now", "page", "   ", "Close the old menu"]
+
+
+def adapter(kind: str) -> dict[str, Any]:
+    tree: dict[str, Any] = {"kind": kind, "bottleneck_dim": 4}
+    return tree | ({"hyper_network": {"hyper_dim": 8}} if kind == "hyper" else {})
+
+
+@pytest.mark.parametrize("batch_sentences", [1, 2, 64])
+def test_order_is_restored_and_batches_change_nothing(
+    tiny_run: MakeRun, batch_sentences: int
+) -> None:
+    run = tiny_run(evaluation={"batch_sentences": batch_sentences})
+    translator = Translator.from_run(run.run_dir)
+    alone = [translator.translate([text], "en", "de")[0] for text in TEXTS]
+    assert translator.translate(TEXTS, "en", "de") == alone
+    assert [not text for text in alone] == [not text.strip() for text in TEXTS]
+    assert len(set(alone)) == 5
+
+
+def test_nothing_to_translate(tiny_run: MakeRun) -> None:
+    translator = Translator.from_run(tiny_run().run_dir)
+    assert translator.translate([], "en", "de") == []
+    assert translator.translate(["", " "], "en", "de") == ["", ""]
+
+
+@pytest.mark.parametrize("kind", ["hyper", "language", "direction"])
+def test_directions_have_translations_of_their_own(tiny_run: MakeRun, kind: str) -> None:
+    translator = Translator.from_run(tiny_run(adapter=adapter(kind)).run_dir)
+    to_german = translator.translate(TEXTS, "en", "de")
+    assert translator.translate(TEXTS, "en", "fr") != to_german
+    assert translator.translate(TEXTS, "en", "de") == to_german
+
+
+def test_prompts_hold_the_tags_of_the_direction(
+    tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny_run()
+    translator = Translator.from_run(run.run_dir)
+    seen: list[Batch] = []
+    search = translate.beam_search
+
+    def spy(model: Seq2Seq, prompts: Batch, *rest: Any) -> Any:
+        seen.append(prompts)
+        return search(model, prompts, *rest)
+
+    monkeypatch.setattr(translate, "beam_search", spy)
+    translator.translate(["page"], "fr", "en")
+    num_pieces = translator.tokenizer.vocab_size
+    ids = translator.tokenizer.encode(["page"])[0].tolist()
+    [batch] = seen
+    assert batch.src_BS.tolist() == [[num_pieces + 2, *ids, 3]]
+    assert batch.tgt_in_BT.tolist() == [[num_pieces + 0]]
+
+
+def test_adapters_are_made_once_for_a_direction(
+    tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    translator = Translator.from_run(tiny_run(evaluation={"batch_sentences": 1}).run_dir)
+    made: list[tuple[int, ...]] = []
+    provide = Seq2Seq.adapter_weights
+
+    def counted(self: Seq2Seq, *keys: Tensor) -> Any:
+        made.append(tuple(int(key) for key in keys))
+        return provide(self, *keys)
+
+    monkeypatch.setattr(Seq2Seq, "adapter_weights", counted)
+    for _ in range(2):
+        translator.translate(TEXTS, "en", "de")
+        translator.translate(TEXTS, "fr", "en")
+    # Source language, target language, and number of the direction.
+    assert made == [(0, 1, 0), (2, 0, 3)]
+
+
+@pytest.mark.parametrize("kind", ["none", "hyper", "language", "family"])
+def test_zero_shot_is_allowed_and_said(
+    tiny_run: MakeRun, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    translator = Translator.from_run(tiny_run(adapter=adapter(kind)).run_dir)
+    with caplog.at_level(logging.WARNING):
+        assert len(translator.translate(["Datei", "neu"], "de", "fr")) == 2
+        translator.translate(["alt"], "de", "fr")
+    assert caplog.messages == ["de-fr was not in the training data: this is zero-shot translation"]
+
+
+def test_direction_adapters_have_no_zero_shot(tiny_run: MakeRun) -> None:
+    translator = Translator.from_run(tiny_run(adapter=adapter("direction")).run_dir)
+    with pytest.raises(LanguageError) as error:
+        translator.translate(["Datei"], "de", "fr")
+    assert str(error.value) == (
+        "this run was not trained to translate de-fr, and its direction adapters exist for trained "
+        "directions only: en-de, de-en, en-fr, fr-en"
+    )
+
+
+def test_unknown_language_names_the_known_and_the_nearest(tiny_run: MakeRun) -> None:
+    translator = Translator.from_run(tiny_run().run_dir)
+    with pytest.raises(LanguageError) as error:
+        translator.translate(["x"], "en", "dee")
+    assert str(error.value) == (
+        "this run has no language 'dee' (did you mean 'de'?); its languages are en, de, fr"
+    )
+    with pytest.raises(LanguageError, match="no language 'is'; its languages are en, de, fr"):
+        translator.translate(["x"], "is", "en")
+    with pytest.raises(LanguageError, match="source and target are both 'de'"):
+        translator.translate(["x"], "de", "de")
+
+
+def test_a_long_text_is_translated_whole_and_counted(
+    tiny_run: MakeRun, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny_run(evaluation={"beam_size": 1, "max_length_ratio": 0.001})
+    translator = Translator.from_run(run.run_dir)
+    long = "Open the file " * 150
+    lengths: list[int] = []
+    encode = Seq2Seq.encode
+
+    def spy(self: Seq2Seq, src_BS: Tensor, *rest: Any) -> Tensor:
+        lengths.append(src_BS.size(1))
+        return encode(self, src_BS, *rest)
+
+    monkeypatch.setattr(Seq2Seq, "encode", spy)
+    num_tokens = len(translator.tokenizer.encode([long])[0]) + 1
+    # More than the position encodings that the model is built with.
+    assert num_tokens > 512
+    with caplog.at_level(logging.WARNING):
+        assert all(translator.translate(["page", long], "en", "de"))
+    assert lengths == [num_tokens + 1]
+    [message] = caplog.messages
+    assert message.startswith("1 of 2 texts are longer than the 40 tokens of the longest training")
+    assert f"(the longest has {num_tokens})" in message
+
+
+def test_a_translation_is_one_line(tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    translator = Translator.from_run(tiny_run().run_dir)
+    spelled = "\n a\r\nb\u2028 c\x85\td "
+    monkeypatch.setattr(Tokenizer, "decode", lambda self, rows: [spelled for _ in rows])
+    assert translator.translate(["x"], "en", "de") == ["a b c d"]
+
+
+def test_the_newest_checkpoint_is_used(tiny_run: MakeRun) -> None:
+    run = tiny_run()
+    first = Translator.from_run(run.run_dir)
+    run.save(step=200, seed=2)
+    second = Translator.from_run(run.run_dir)
+    assert (first.info.step, second.info.step) == (100, 200)
+    assert first.translate(TEXTS, "en", "de") != second.translate(TEXTS, "en", "de")
+
+
+def test_a_run_without_checkpoint(tiny_run: MakeRun) -> None:
+    run = tiny_run()
+    (run.run_dir / "checkpoints" / "step-00000100" / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
+        Translator.from_run(run.run_dir)
+
+
+def test_a_tokenizer_made_anew_is_refused(
+    tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny_run()
+    monkeypatch.setattr(Tokenizer, "vocab_size", 309)
+    with pytest.raises(CheckpointError, match=r"trained with 310 pieces, .* has 309; it was made"):
+        Translator.from_run(run.run_dir)
