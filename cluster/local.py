@@ -46,8 +46,8 @@ def run_ranks(command: Sequence[str], num_processes: int) -> int:
         num_processes: World size; the cores are shared out among the ranks.
 
     Returns:
-        0 when every rank ended with 0, else the first failing rank's code (128 + the signal's number
-        for a rank that a signal ended).
+        0 when every rank ended with 0, else the first failing rank's code (128 + the signal's
+        number for a rank that a signal ended).
     """
     threads = max(1, len(os.sched_getaffinity(0)) // num_processes)
     shared = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -256,7 +256,7 @@ class TrainStream:
         """Returns how often each direction's data have been seen before `step`."""
         return self.plan.passes(step)
 
-    def iter_from(self, step: int) -> Iterator[StepBatches]:
+    def iter_from(self, step: int) -> Generator[StepBatches, None, None]:
         """Yields the batches of `step`, `step + 1`, ... while a thread prepares the next ones.
 
         Closing the iterator stops the thread. What goes wrong in the thread is raised here.

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from hyperadapter import __version__
-from hyperadapter.core.errors import ConfigError, HyperAdapterError
+from hyperadapter.core.errors import ConfigError, DataError, HyperAdapterError
 
 if TYPE_CHECKING:
     from hyperadapter.config import RunConfig
+    from hyperadapter.evaluation.evaluate import HeldOutSplit
 
 __all__ = ["main"]
 
@@ -56,7 +57,9 @@ def with_config(command: Command) -> Command:
     return wrapper  # type: ignore[return-value]
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Prints JSON instead of a table.")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Prints JSON instead of a table."
+)
 
 
 def _print_json(value: Any) -> None:
@@ -244,15 +247,17 @@ def train(config: RunConfig) -> None:
 
 @cli.command("evaluate")
 @with_config
-@click.option("--split", type=click.Choice(["valid", "test"]), default="test", help="What to score.")
+@click.option(
+    "--split", type=click.Choice(["valid", "test"]), default="test", help="What to score."
+)
 @json_option
-def evaluate(config: RunConfig, split: str, as_json: bool) -> None:
+def evaluate(config: RunConfig, split: HeldOutSplit, as_json: bool) -> None:
     """Translates a split with the newest checkpoint and scores every direction."""
     from hyperadapter import pipeline
 
     scores = pipeline.evaluate(config, split)
     if as_json:
-        _print_json(scores.to_json())
+        _print_json(scores.model_dump(mode="json"))
     else:
         _print_table(*pipeline.scores_table(scores))
 
@@ -270,12 +275,35 @@ def evaluate(config: RunConfig, split: str, as_json: bool) -> None:
 @click.option("--beam-size", type=click.IntRange(min=1), help="Instead of the run's.")
 def translate(run_dir: Path, src: str, tgt: str, beam_size: int | None) -> None:
     """Translates lines from stdin to stdout."""
+    from hyperadapter.checkpoint.layout import newest_checkpoint
+    from hyperadapter.config import RunConfig
+    from hyperadapter.core.schema import load_config
     from hyperadapter.evaluation.translate import Translator
 
-    translator = Translator.load(run_dir, beam_size=beam_size)
-    stdin = click.get_text_stream("stdin", encoding="utf-8")
-    for line in translator.translate([text.rstrip("\n") for text in stdin], src, tgt):
+    overrides = () if beam_size is None else (f"evaluation.beam_size={beam_size}",)
+    config = load_config(RunConfig, run_dir / "config.yaml", overrides)
+    translator = Translator.from_checkpoint(newest_checkpoint(run_dir), config)
+    try:
+        texts = sys.stdin.buffer.read().decode("utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"stdin is not UTF-8 at byte {error.start}; convert it first") from error
+    for line in translator.translate(texts, src, tgt):
         click.echo(line)
+
+
+@cli.group("tracking")
+def tracking_group() -> None:
+    """Brings a run folder's metrics to MLflow."""
+
+
+@tracking_group.command("sync")
+@click.argument("run_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--uri", default="", help="Another tracking URI than the run was started with.")
+def tracking_sync(run_dir: Path, uri: str) -> None:
+    """Sends what MLflow does not have yet, e.g. after a run without network."""
+    from hyperadapter.tracking import sync
+
+    click.echo(f"{sync(run_dir, uri)} events sent")
 
 
 @cli.command("run")

@@ -116,7 +116,8 @@ def tables(report: dict[str, Any]) -> list[tuple[str, tuple[str, ...], list[tupl
     """Returns (title, columns, rows) for parameters and for operations."""
     total = report["total_parameters"]
     rows: list[tuple[Any, ...]] = [
-        (name, count, f"{100 * count / total:.1f} %") for name, count in report["parameters"].items()
+        (name, count, f"{100 * count / total:.1f} %")
+        for name, count in report["parameters"].items()
     ]
     rows.append(("total", total, "100.0 %"))
     title = (

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cluster.local import EXIT_INTERRUPTED, launched_externally, run_ranks
 from hyperadapter.config import RunConfig
 from hyperadapter.core.errors import Interrupted, TrainingError
-from hyperadapter.core.files import read_json, write_json, write_text
-from hyperadapter.core.schema import fingerprint, to_yaml
+from hyperadapter.core.events import read_metric
+from hyperadapter.core.files import read_json, write_json
 
 if TYPE_CHECKING:
-    from hyperadapter.evaluation.evaluate import EvaluationResult
+    from hyperadapter.evaluation.evaluate import EvaluationResult, HeldOutSplit
 
 __all__ = [
     "clean",
@@ -122,3 +122,163 @@ def train(config: RunConfig) -> None:
         raise Interrupted(f"training in {config.run_dir} was stopped; the same command resumes")
     if code:
         raise TrainingError(f"training in {config.run_dir} failed with exit code {code}, see above")
+
+
+def stats(config: RunConfig) -> dict[str, Any]:
+    """Counts the clean corpus, and plots it beside its manifest."""
+    from data_pipeline.corpus import clean_folder
+    from data_pipeline.stats import corpus_stats, plot_corpus
+
+    folder = clean_folder(config.data)
+    result = corpus_stats(folder)
+    path = folder.parent / "corpus.png"
+    plot_corpus(result, path)
+    log.info("plotted %s", path)
+    return result
+
+
+def evaluate(config: RunConfig, split: HeldOutSplit) -> EvaluationResult:
+    """Translates and scores a split; scores and figures also go to MLflow."""
+    from hyperadapter.evaluation.evaluate import evaluate as evaluate_run
+    from hyperadapter.evaluation.report import build_curve_figure, build_direction_figure
+    from hyperadapter.training.trainer import open_tracker
+
+    run_dir = Path(config.run_dir)
+    result = evaluate_run(run_dir, config, split)
+    with open_tracker(config) as tracker:
+        tracker.log_metrics(_flat_scores(result), result.step)
+        tracker.log_figure(build_direction_figure(result), f"directions_{split}")
+        curves = {
+            "training": read_metric(run_dir, "train/nll"),
+            "validation, mean of directions": read_metric(run_dir, "valid/macro/nll"),
+        }
+        figure = build_curve_figure(curves, "negative log-likelihood (nats per token)", config.name)
+        tracker.log_figure(figure, "loss")
+        tracker.log_artifact(run_dir / "evaluation" / split / "scores.json", "evaluation")
+    return result
+
+
+def _flat_scores(result: EvaluationResult) -> dict[str, float]:
+    metrics = {f"{result.split}/macro/{name}": value for name, value in result.macro.items()}
+    for item in result.directions:
+        for score in item.model.all():
+            metrics[f"{result.split}/{item.direction}/{score.metric}"] = score.value
+    return metrics
+
+
+def run(config: RunConfig) -> tuple[EvaluationResult, dict[str, Any]]:
+    """Runs all phases and writes RUN_DIR/summary.json.
+
+    Returns:
+        The scores on the test split, and the summary.
+    """
+    run_dir = Path(config.run_dir)
+    clock = _PhaseClock(run_dir / "phases.json")
+    clock.run("fetch", lambda: fetch(config))
+    clock.run("clean", lambda: clean(config))
+    clock.run("tokenizer", lambda: tokenizer(config))
+    clock.run("shard", lambda: shard(config))
+    clock.run("train", lambda: train(config))
+    result = clock.run("evaluate", lambda: evaluate(config, "test"))
+    summary = _summary(config, result, clock.seconds)
+    write_json(run_dir / "summary.json", summary)
+    return result, summary
+
+
+class _PhaseClock:
+    """Adds up what each phase took over all starts of the command."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seconds: dict[str, float] = read_json(path) if path.exists() else {}
+
+    def run(self, phase: str, work: Callable[[], Result]) -> Result:
+        log.info("phase: %s", phase)
+        started = time.monotonic()
+        try:
+            return work()
+        finally:
+            took = time.monotonic() - started
+            self.seconds[phase] = round(self.seconds.get(phase, 0.0) + took, 2)
+            write_json(self.path, self.seconds)
+
+
+def _summary(
+    config: RunConfig, result: EvaluationResult, seconds: dict[str, float]
+) -> dict[str, Any]:
+    from hyperadapter.checkpoint.layout import newest_checkpoint
+    from hyperadapter.training.meters import Progress
+
+    progress = Progress.load(newest_checkpoint(Path(config.run_dir)))
+    bleu = [item.model.bleu.value for item in result.directions]
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "name": config.name,
+        "fingerprint": result.fingerprint,
+        "directions": len(result.directions),
+        "steps": result.step,
+        "train_wall_s": round(progress.wall_s, 1),
+        "target_tokens": progress.target_tokens,
+        "tokens_per_s": round(progress.target_tokens / progress.wall_s, 1),
+        "num_processes": config.training.num_processes,
+        "macro_bleu": round(sum(bleu) / len(bleu), 2),
+        **{name: round(value, 2) for name, value in result.macro.items()},
+        "phase_wall_s": seconds,
+        "peak_rss_bytes": {"train_all_ranks": progress.peak_rss_bytes, "other_phases": own},
+    }
+
+
+def stats_table(result: dict[str, Any]) -> Table:
+    """Returns sentence pairs and lengths per language pair."""
+    rows = [
+        (
+            pair,
+            *(item[split] for split in ("train", "valid", "test")),
+            item["near_duplicates"],
+            item["mean_words_a"],
+            item["mean_words_b"],
+        )
+        for pair, item in result["pairs"].items()
+    ]
+    columns = ("pair", "train", "valid", "test", "near-dup.", "words a", "words b")
+    return "Sentence pairs, and mean words a sentence in train", columns, rows
+
+
+def drops_table(result: dict[str, Any]) -> Table:
+    """Returns how many pairs were dropped for which reason, over all language pairs."""
+    title = f"{result['num_read']:,} texts read, {result['num_kept']:,} kept; dropped by reason"
+    return title, ("reason", "texts"), list(result["dropped"].items())
+
+
+def scores_table(result: EvaluationResult) -> Table:
+    """Returns the scores of every direction; the title carries the signatures."""
+    from hyperadapter.evaluation.evaluate import signature_lines, table_rows
+
+    rows = table_rows(result)
+    title = f"Scores of the {result.split} split at step {result.step:,}\n"
+    title += "\n".join(signature_lines(result))
+    return title, tuple(rows[0]), [tuple(row.values()) for row in rows]
+
+
+def summary_table(summary: dict[str, Any]) -> Table:
+    """Returns what the run took."""
+    rows: list[tuple[str, Any]] = [
+        (f"{phase}, s", seconds) for phase, seconds in summary["phase_wall_s"].items()
+    ]
+    rows.append(("target tokens/s in training", summary["tokens_per_s"]))
+    peak = summary["peak_rss_bytes"]["train_all_ranks"] / 1e9
+    rows.append(("peak memory of all training processes, GB", peak))
+    return "What it took", ("", "value"), rows
+
+
+def where_to_look(config: RunConfig) -> Iterable[str]:
+    """Yields where the results lie, and the command that shows the run in MLflow."""
+    from hyperadapter.tracking import resolve_uri, ui_command
+
+    run_dir = Path(config.run_dir)
+    yield f"summary  {run_dir / 'summary.json'}"
+    yield f"plots    {run_dir / 'plots'}"
+    yield f"text     {run_dir / 'evaluation'}"
+    if config.tracking.enabled:
+        yield f"MLflow   {ui_command(resolve_uri(run_dir, config.tracking.uri))}"
+    yield f"use it   hyperadapter translate --run {run_dir} --src de --tgt en < in > out"

@@ -93,7 +93,7 @@ class TrackedRun:
         experiment: The MLflow experiment, made where there is none.
         uri: Tracking URI; empty is the database beside the run folder (see `resolve_uri`).
         enabled: Without it the events are written but not sent.
-        params: Flat parameters (see `core.schema.flat_params`). MLflow keeps the first value of each.
+        params: Flat parameters (`core.schema.flat_params`). MLflow keeps the first value of each.
         tags: Further facts, such as the fingerprint of the configuration.
     """
 

@@ -33,6 +33,7 @@ __all__ = [
     "EventWriter",
     "SendState",
     "read_events",
+    "read_metric",
 ]
 
 log = logging.getLogger(__name__)
@@ -116,6 +117,16 @@ def read_events(run_dir: Path, offset: int = 0) -> Iterator[Event]:
             except ValueError:  # not JSON, or not even UTF-8
                 value = {}
             yield Event(value if isinstance(value, dict) else {}, offset)
+
+
+def read_metric(run_dir: Path, name: str) -> list[tuple[int, float]]:
+    """Returns a metric as (step, value); of a step that was repeated after a resume, the last."""
+    values = {
+        event.value["step"]: float(event.value["metrics"][name])
+        for event in read_events(run_dir)
+        if name in event.value.get("metrics", {})
+    }
+    return sorted(values.items())
 
 
 @dataclass(frozen=True, slots=True)

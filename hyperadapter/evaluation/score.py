@@ -60,7 +60,11 @@ class Scores(StrictModel):
 
     def value(self, metric: Metric) -> float:
         """Returns the value of one metric."""
-        return self.all()[METRICS.index(metric)].value
+        return self.score(metric).value
+
+    def score(self, metric: Metric) -> Score:
+        """Returns the score of one metric."""
+        return self.all()[METRICS.index(metric)]
 
 
 def bleu_tokenizer(language: str) -> str:

@@ -3,8 +3,8 @@
 Parameters are exact: `count_parameters` equals the built model part by part. Operations count
 matrix products only, a multiply-add as two operations; the backward pass costs twice the forward.
 
-Shape legend: D model, F feed-forward, R bottleneck, V pieces, L layers, H hyper-network width, P distinct
-directions.
+Shape legend: D model, F feed-forward, R bottleneck, V pieces, L layers, H hyper-network width,
+P distinct directions.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ encoder's, then the decoder's), K keys (languages, directions or families).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -63,7 +64,9 @@ class LayerAdapter(NamedTuple):
             )
         )
         return torch.baddbmm(
-            per_sentence(self.up_bias_PD)[:, None, :], h_BTR, per_sentence(self.up_PDR).transpose(1, 2)
+            per_sentence(self.up_bias_PD)[:, None, :],
+            h_BTR,
+            per_sentence(self.up_PDR).transpose(1, 2),
         )
 
 
@@ -144,7 +147,7 @@ class AdapterStack(nn.Module):
 
 def direct_adapter_std(d_model: int, bottleneck_dim: int) -> float:
     """Returns the standard deviation of a direct adapter's projections (Glorot and Bengio 2010)."""
-    return (2.0 / (d_model + bottleneck_dim)) ** 0.5
+    return math.sqrt(2.0 / (d_model + bottleneck_dim))
 
 
 class StackedAdapters(nn.Module):

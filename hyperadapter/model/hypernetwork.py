@@ -1,4 +1,4 @@
-"""The hyper-network that generates all adapters (Baziotis et al. 2022, arXiv 2205.10835, section 3).
+"""The hyper-network that generates all adapters (Baziotis et al. 2022, arXiv 2205.10835).
 
     h = MLP([e_src ; e_tgt ; e_layer])
     D, b_D, U, b_U, gain - 1, bias  =  head(h) / sqrt(d_h)      each head linear in h
@@ -7,8 +7,8 @@ MLP is an input projection with a ReLU and then residual pre-LayerNorm blocks of
 head's output is divided by sqrt(d_h) because it is a dot product over d_h terms, as in scaled
 dot-product attention: without it, wide hyper-networks generate adapters that are too large.
 
-Where this differs from the authors' code: sizes of language and layer embeddings are independent;
-the calibrated initialisation takes the rescaling into account and looks at all languages and layers.
+Where this differs from the authors' code: sizes of language and layer embeddings are independent,
+and the calibrated initialisation allows for the rescaling and looks at all languages and layers.
 
 Shape legend: P distinct directions, L layers (the encoder's, then the decoder's), E hyper-network
 input, H hyper-network width d_h, R bottleneck, D model.

@@ -1,6 +1,6 @@
 """Pre-LayerNorm Transformer layers (Vaswani et al. 2017; Xiong et al. 2020) with room for adapters.
 
-Adapter placement (`x` is the residual stream, `A` an adapter, `n` a LayerNorm before gain and bias):
+Adapter placement (`x` the residual stream, `A` an adapter, `n` a LayerNorm before gain and bias):
 
     sequential   x = layer(x);  x = x + A(n(x))                        Bapna and Firat 2019
     parallel     x = x + FFN(LN(x)) + A(LN(x))                          He et al. 2022
@@ -28,7 +28,7 @@ __all__ = ["Decoder", "DecoderCache", "DecoderLayer", "Encoder", "EncoderLayer",
 
 def split_heads(x_BXD: Tensor, num_heads: int) -> Tensor:
     """[B, X, D] to [B, N, X, H]."""
-    return x_BXD.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    return x_BXD.view(*x_BXD.shape[:-1], num_heads, -1).transpose(1, 2)
 
 
 def merge_heads(x_BNXH: Tensor) -> Tensor:
@@ -102,7 +102,9 @@ class FeedForward(nn.Module):
         self.up = nn.Linear(d_model, ffn_dim)
         self.down = nn.Linear(ffn_dim, d_model)
 
-    def forward(self, x_BXD: Tensor, parallel: LayerAdapter | None, sentences: Sequence[int]) -> Tensor:
+    def forward(
+        self, x_BXD: Tensor, parallel: LayerAdapter | None, sentences: Sequence[int]
+    ) -> Tensor:
         """Maps [B, X, D] to what is added to the residual stream."""
         y_BXD = self.norm(x_BXD)
         out: Tensor = self.down(F.relu(self.up(y_BXD)))
@@ -230,7 +232,7 @@ class DecoderLayer(_Layer):
 
 
 def sinusoidal_positions(length: int, d_model: int) -> Tensor:
-    """Returns position encodings [length, D] (Vaswani et al. 2017, section 3.5), sines then cosines."""
+    """Returns position encodings [length, D], sines then cosines (Vaswani et al. 2017)."""
     half = d_model // 2
     frequency = torch.exp(torch.arange(half, dtype=torch.float64) * (-math.log(10000.0) / half))
     angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency

@@ -174,7 +174,9 @@ class Engine:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         # DeepSpeed calls collectives by names that torch 2.13 has deprecated.
-        warnings.filterwarnings("ignore", r".*torch\.distributed\.\w+` is deprecated", FutureWarning)
+        warnings.filterwarnings(
+            "ignore", r".*torch\.distributed\.\w+` is deprecated", FutureWarning
+        )
         self.config, self.world = config, world
         self.micro_batches = config.micro_batches_per_step // world.size
         optimizer = torch.optim.AdamW(
@@ -265,10 +267,9 @@ class Engine:
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Decays matrices and stacked matrices; embeddings, gains and biases are not decayed."""
-    embeddings = {
-        id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)
-    }
-    decayed, others = [], []
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for parameter in model.parameters():
         matrix = parameter.dim() in (2, 4) and id(parameter) not in embeddings
         (decayed if matrix else others).append(parameter)

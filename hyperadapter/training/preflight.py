@@ -11,13 +11,14 @@ from hyperadapter.checkpoint.layout import complete_checkpoints
 from hyperadapter.config import RunConfig, check_world_size
 from hyperadapter.core.errors import ConfigError
 from hyperadapter.core.files import require_space, write_text
-from hyperadapter.core.schema import fingerprint, load_config, to_yaml
+from hyperadapter.core.schema import load_config, to_yaml
+from hyperadapter.tracking import resolve_uri
 
 __all__ = ["check_disk", "check_world", "freeze_config", "identity"]
 
 log = logging.getLogger(__name__)
 
-_OPERATIONAL = {
+_OPERATIONAL: dict[str, Any] = {
     "run_dir": ...,
     "tracking": ...,
     "evaluation": ...,
@@ -39,11 +40,8 @@ def identity(config: RunConfig) -> dict[str, Any]:
     return tree
 
 
-def freeze_config(config: RunConfig) -> str:
+def freeze_config(config: RunConfig) -> None:
     """Writes the resolved configuration into the run folder, or checks it against the one there.
-
-    Returns:
-        The fingerprint of the configuration.
 
     Raises:
         ConfigError: The folder holds the checkpoints of another experiment.
@@ -60,7 +58,6 @@ def freeze_config(config: RunConfig) -> str:
                 + "\nchoose another run_dir (--set run_dir=...), or restore the values to resume"
             )
     write_text(path, to_yaml(config))
-    return fingerprint(config)
 
 
 def _differences(
@@ -75,11 +72,12 @@ def _differences(
 
 
 def check_world(config: RunConfig, world_size: int) -> None:
-    """Checks that this many processes can share a step.
+    """Checks, on every rank, that this many processes can share a step and where metrics go.
 
     Raises:
-        ConfigError: They cannot; the message names sizes that work.
+        ConfigError: They cannot (the message names sizes that work), or there is no such place.
     """
+    resolve_uri(Path(config.run_dir), config.tracking.uri)
     try:
         check_world_size(config.training, world_size)
     except ValueError as error:
@@ -89,8 +87,8 @@ def check_world(config: RunConfig, world_size: int) -> None:
 def check_disk(config: RunConfig, num_parameters: int) -> None:
     """Checks that the run folder has room for its checkpoints before the first step.
 
-    A checkpoint holds fp32 weights, once for use and once in the state, and two moments of Adam; one
-    more than `keep` exists for a moment.
+    A checkpoint holds fp32 weights, once for use and once in the state, and two moments of Adam;
+    one more than `keep` exists for a moment.
 
     Raises:
         DiskFullError: It has not.

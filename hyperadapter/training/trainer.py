@@ -25,7 +25,7 @@ from hyperadapter.checkpoint.weights import save_weights
 from hyperadapter.config import RunConfig
 from hyperadapter.core.errors import CheckpointError, Interrupted, TrainingError
 from hyperadapter.core.files import translate_disk_full
-from hyperadapter.core.schema import flat_params
+from hyperadapter.core.schema import fingerprint, flat_params
 from hyperadapter.model.batch import Batch
 from hyperadapter.model.seq2seq import build_model
 from hyperadapter.model.vocabulary import Vocabulary
@@ -35,7 +35,7 @@ from hyperadapter.training.engine import Engine, World, start_world
 from hyperadapter.training.meters import Meter, Progress, Reading, format_duration, passes_range
 from hyperadapter.training.schedule import learning_rate
 
-__all__ = ["Trainer", "train"]
+__all__ = ["Trainer", "open_tracker", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +57,8 @@ def train(config: RunConfig) -> None:
         trainer.fit()
 
 
-def _tracker(config: RunConfig, fingerprint: str, world: World) -> Tracker:
-    if not world.is_main:
-        return NullTracker()
+def open_tracker(config: RunConfig) -> Tracker:
+    """Starts, or continues, the tracking of a run."""
     run_dir = Path(config.run_dir)
     run = TrackedRun(
         name=config.name,
@@ -67,7 +66,7 @@ def _tracker(config: RunConfig, fingerprint: str, world: World) -> Tracker:
         uri=config.tracking.uri,
         enabled=config.tracking.enabled,
         params=flat_params(config),
-        tags={"fingerprint": fingerprint, "world_size": str(world.size)},
+        tags={"fingerprint": fingerprint(config)},
     )
     return Tracker(run_dir, run, config_file=run_dir / "config.yaml")
 
@@ -96,7 +95,6 @@ class Trainer:
         valid: Validation batches.
         tracker: Metrics; silent on all ranks but the main one.
         stop: Whether a signal asked to stop.
-        fingerprint: Of the configuration.
         step: Optimizer steps done.
         progress: What training has cost so far, earlier starts included.
     """
@@ -109,15 +107,15 @@ class Trainer:
     vocabulary: Vocabulary
     tracker: Tracker
     stop: StopRequest
-    fingerprint: str
     step: int = 0
     progress: Progress = field(default_factory=Progress)
 
     @classmethod
     def build(cls, config: RunConfig, world: World, stack: ExitStack) -> Trainer:
         """Checks the run and builds its parts; `stack` closes them."""
-        training, run_dir = config.training, Path(config.run_dir)
-        fingerprint = preflight.freeze_config(config) if world.is_main else ""
+        training = config.training
+        if world.is_main:
+            preflight.freeze_config(config)
         tokenizer = Tokenizer.load(Path(config.data.folder) / "tokenizer")
         vocabulary = Vocabulary(
             tokenizer.vocab_size, config.data.languages, config.data.resolved_directions()
@@ -144,12 +142,12 @@ class Trainer:
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
         if world.is_main:
             preflight.check_disk(config, num_parameters)
-        tracker = stack.enter_context(_tracker(config, fingerprint, world))
-        log.info("%s parameters, %d processes on %s", f"{num_parameters:,}", world.size, world.device)
-        engine = Engine(model, training, world)
-        return cls(
-            config, world, engine, stream, valid, vocabulary, tracker, StopRequest(), fingerprint
+        tracker = stack.enter_context(open_tracker(config) if world.is_main else NullTracker())
+        log.info(
+            "%s parameters, %d processes on %s", f"{num_parameters:,}", world.size, world.device
         )
+        engine = Engine(model, training, world)
+        return cls(config, world, engine, stream, valid, vocabulary, tracker, StopRequest())
 
     def resume(self) -> None:
         """Loads the newest complete checkpoint, if there is one."""
@@ -196,16 +194,16 @@ class Trainer:
                 last = self.step == training.max_steps
                 if last or self.step % training.log_every_steps == 0:
                     self._report(meter.read(), rate, started, first)
+                stopping = self.world.any(bool(self.stop.signal_name))
                 paused = time.monotonic()
                 if last or self.step % training.validation.every_steps == 0:
                     self.validate()
-                stopping = self.world.any(bool(self.stop.signal_name))
                 if last or stopping or self.step % training.checkpoint.every_steps == 0:
                     self.save()
                 if stopping and not last:
                     raise Interrupted(
-                        f"stopped by a signal at step {self.step} of {training.max_steps}; the same "
-                        "command resumes"
+                        f"stopped by a signal at step {self.step} of {training.max_steps}; the "
+                        "same command resumes"
                     )
                 meter.skip_time(time.monotonic() - paused)
 
@@ -235,8 +233,8 @@ class Trainer:
         elapsed = time.monotonic() - started
         left = elapsed / (self.step - first) * (training.max_steps - self.step)
         log.info(
-            "step %d/%d  loss %.3f  nll %.3f nats/token  lr %.2e  norm %.2f  %s target tokens/s on %d"
-            "  passes %s  %s left",
+            "step %d/%d  loss %.3f  nll %.3f nats/token  lr %.2e  norm %.2f  "
+            "%s target tokens/s on %d  passes %s  %s left",
             self.step,
             training.max_steps,
             reading.loss,
@@ -262,7 +260,9 @@ class Trainer:
         nll, tokens = self.world.sum(sums)
         losses = {
             name: value
-            for name, value, count in zip(names, (nll / tokens).tolist(), tokens.tolist(), strict=True)
+            for name, value, count in zip(
+                names, (nll / tokens).tolist(), tokens.tolist(), strict=True
+            )
             if count
         }
         mean = sum(losses.values()) / len(losses)
@@ -295,8 +295,8 @@ class Trainer:
             self.world.barrier()
             if self.world.is_main:
                 self.progress.save(part)
-                values = {
-                    "fingerprint": self.fingerprint,
+                values: dict[str, str | int] = {
+                    "fingerprint": fingerprint(self.config),
                     "world_size": self.world.size,
                     "zero_stage": training.zero_stage,
                     "precision": training.precision,
@@ -310,7 +310,7 @@ class Trainer:
     def _weights_metadata(self) -> dict[str, str]:
         return {
             "step": str(self.step),
-            "fingerprint": self.fingerprint,
+            "fingerprint": fingerprint(self.config),
             "num_pieces": str(self.vocabulary.num_pieces),
             "languages": " ".join(self.vocabulary.languages),
             "directions": " ".join(map(str, self.vocabulary.directions)),

@@ -14,9 +14,54 @@ import pytest
 from hyperadapter.core.files import write_json, write_text
 
 WORDS = {
-    "en": "the house tree river bird sees finds loves small green old near every friend".split(),
-    "de": "das Haus Baum Fluss Vogel sieht findet liebt klein gruen alt nahe jeder Freund".split(),
-    "fr": "la maison arbre fleuve oiseau voit trouve aime petit vert vieux proche chaque ami".split(),
+    "en": [
+        "the",
+        "house",
+        "tree",
+        "river",
+        "bird",
+        "sees",
+        "finds",
+        "loves",
+        "small",
+        "green",
+        "old",
+        "near",
+        "every",
+        "friend",
+    ],
+    "de": [
+        "das",
+        "Haus",
+        "Baum",
+        "Fluss",
+        "Vogel",
+        "sieht",
+        "findet",
+        "liebt",
+        "klein",
+        "gruen",
+        "alt",
+        "nahe",
+        "jeder",
+        "Freund",
+    ],
+    "fr": [
+        "la",
+        "maison",
+        "arbre",
+        "fleuve",
+        "oiseau",
+        "voit",
+        "trouve",
+        "aime",
+        "petit",
+        "vert",
+        "vieux",
+        "proche",
+        "chaque",
+        "ami",
+    ],
 }
 """Word k of one language translates word k of the others."""
 
@@ -26,7 +71,9 @@ RunCommand = Callable[..., "subprocess.CompletedProcess[str]"]
 def sentences(language: str, count: int, seed: int) -> list[str]:
     """Draws sentences; the same seed gives translations of each other in all languages."""
     generator = np.random.default_rng(seed)
-    rows = [generator.integers(0, len(WORDS["en"]), generator.integers(4, 10)) for _ in range(count)]
+    rows = [
+        generator.integers(0, len(WORDS["en"]), generator.integers(4, 10)) for _ in range(count)
+    ]
     return [" ".join(WORDS[language][word] for word in row) + f" {i}" for i, row in enumerate(rows)]
 
 
@@ -36,9 +83,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
     sources = []
     for number, (language, count) in enumerate({"de": 600, "fr": 200}.items()):
-        rows = zip(
-            sentences("en", count, number), sentences(language, count, number), strict=True
-        )
+        rows = zip(sentences("en", count, number), sentences(language, count, number), strict=True)
         path = folder / f"en-{language}.tsv"
         write_text(path, "".join(f"{a}\t{b}\n" for a, b in rows))
         sources.append(

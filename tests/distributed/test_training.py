@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -15,20 +14,16 @@ import pytest
 
 from hyperadapter.checkpoint.layout import complete_checkpoints, newest_checkpoint
 from hyperadapter.checkpoint.weights import load_weights
+from hyperadapter.core.events import read_metric
 
 pytestmark = pytest.mark.distributed
 
 Train = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def losses(run_dir: Path, name: str = "train/loss") -> dict[int, float]:
-    """Returns a metric by step from the event file; the value logged last counts."""
-    values: dict[int, float] = {}
-    for line in (run_dir / "events.jsonl").read_text().splitlines():
-        event = json.loads(line)
-        if name in event.get("metrics", {}):
-            values[event["step"]] = event["metrics"][name]
-    return values
+def losses(run_dir: Path) -> dict[int, float]:
+    """Returns the training loss by step."""
+    return dict(read_metric(run_dir, "train/loss"))
 
 
 def assert_ok(done: subprocess.CompletedProcess[str]) -> None:
@@ -92,14 +87,23 @@ def test_a_stopped_run_ends_as_one_that_was_not(
     )
     assert_ok(train("whole", *changes))
 
-    sets = [part for change in (*changes, f"run_dir={tmp_path / 'stopped'}") for part in ("--set", change)]
+    sets = [
+        part
+        for change in (*changes, f"run_dir={tmp_path / 'stopped'}")
+        for part in ("--set", change)
+    ]
     command = [sys.executable, "-m", "hyperadapter", "train", "--config", str(corpus / "run.yaml")]
     process = subprocess.Popen(
-        [*command, *sets], stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        [*command, *sets],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     events = tmp_path / "stopped" / "events.jsonl"
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (events.exists() and len(losses(events.parent)) >= 10):
+    while time.monotonic() < deadline and not (
+        events.exists() and len(losses(events.parent)) >= 10
+    ):
         time.sleep(0.05)
     process.send_signal(signal.SIGUSR1)
     _, log = process.communicate(timeout=120)

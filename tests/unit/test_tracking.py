@@ -166,10 +166,10 @@ def test_numbers_that_are_not_finite(run_dir: Path) -> None:
 def test_more_metrics_and_params_than_mlflow_takes_at_once(run_dir: Path) -> None:
     params = {f"p{i}": i for i in range(201)} | {"long": "x" * 7000, "k" * 300: "long key"}
     with open_tracker(run_dir, params=params) as tracker:
-        tracker.log_metrics({f"valid/{i}": i for i in range(1500)}, 1)
+        tracker.log_metrics({f"valid/{i}": i for i in range(1001)}, 1)
         tracker.log_metrics({"k" * 300: 1.0, "odd=key/../é": 2.0}, 1)
     data = client(run_dir).get_run(run_id(run_dir)).data
-    assert len(data.metrics) == 1502
+    assert len(data.metrics) == 1003
     assert data.metrics["k" * 250] == 1.0
     assert data.metrics["odd_key/é"] == 2.0
     assert len(data.params) == 203

@@ -38,7 +38,10 @@ def test_steps_are_ordered_as_numbers(tmp_path: Path) -> None:
 
 def test_saving_the_same_step_again_replaces_it(tmp_path: Path) -> None:
     save(tmp_path, 5)
-    assert layout.verify(save(tmp_path, 5)).files.keys() == {"state/rank0.pt", "weights.safetensors"}
+    assert layout.verify(save(tmp_path, 5)).files.keys() == {
+        "state/rank0.pt",
+        "weights.safetensors",
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -17,7 +18,7 @@ def test_rises_linearly_to_the_peak(kind: str) -> None:
     found = rates(ScheduleConfig(kind=kind, warmup_steps=10, decay_steps=20))
     assert found[:10] == pytest.approx([0.2 * step for step in range(1, 11)])
     assert max(found) == pytest.approx(2.0)
-    assert all(a >= b - 1e-12 for a, b in zip(found[9:], found[10:], strict=False))
+    assert all(a >= b - 1e-12 for a, b in itertools.pairwise(found[9:]))
 
 
 def test_inverse_sqrt_is_the_papers_formula() -> None:
