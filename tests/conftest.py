@@ -15,6 +15,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["MPLBACKEND"] = "Agg"
 
+pytest_plugins = ["tests.tiny_corpus"]
+
 # The same examples in each run: a failure on one machine is a failure on all of them.
 settings.register_profile(
     "repeatable",

@@ -61,8 +61,9 @@ class HyperNetwork(nn.Module):
         self.d_model, self.num_layers = config.d_model, config.num_layers
 
         self.src_embedding = nn.Embedding(num_languages, hyper.language_dim)
+        # None: the table of the sources also embeds the targets.
         self.tgt_embedding = (
-            self.src_embedding
+            None
             if hyper.tied_language_embeddings
             else nn.Embedding(num_languages, hyper.language_dim)
         )
@@ -107,7 +108,7 @@ class HyperNetwork(nn.Module):
         at 0, so that biases start at 0 and gains at 1, as a direct adapter's do.
         """
         nn.init.normal_(self.src_embedding.weight, generator=generator)
-        if self.tgt_embedding is not self.src_embedding:
+        if self.tgt_embedding is not None:
             nn.init.normal_(self.tgt_embedding.weight, generator=generator)
         nn.init.normal_(self.layer_embedding.weight, generator=generator)
         for module in self.modules():
@@ -139,7 +140,8 @@ class HyperNetwork(nn.Module):
         """Computes the MLP's output h [P, L, H]."""
         num, layers = src_language_P.size(0), self.num_layers
         src_PLE = self.src_embedding(src_language_P)[:, None, :].expand(num, layers, -1)
-        tgt_PLE = self.tgt_embedding(tgt_language_P)[:, None, :].expand(num, layers, -1)
+        tgt_embedding = self.src_embedding if self.tgt_embedding is None else self.tgt_embedding
+        tgt_PLE = tgt_embedding(tgt_language_P)[:, None, :].expand(num, layers, -1)
         layer_LE = self.layer_embedding(torch.arange(layers, device=src_language_P.device))
         mask = self.input_mask_L3
         x_PLE = torch.cat(

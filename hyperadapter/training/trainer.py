@@ -21,7 +21,7 @@ import torch
 from data_pipeline.stream import TrainStream, ValidStream
 from data_pipeline.tokenizer import Tokenizer
 from hyperadapter.checkpoint import layout
-from hyperadapter.checkpoint.weights import save_weights
+from hyperadapter.checkpoint.weights import WeightsInfo, save_weights
 from hyperadapter.config import RunConfig
 from hyperadapter.core.errors import CheckpointError, Interrupted, TrainingError
 from hyperadapter.core.files import translate_disk_full
@@ -291,7 +291,8 @@ class Trainer:
             self.progress.update(self.world)
             weights = self.engine.full_weights()
             if self.world.is_main:
-                save_weights(part / layout.WEIGHTS_FILE, weights, self._weights_metadata())
+                info = WeightsInfo(self.step, fingerprint(self.config), self.vocabulary)
+                save_weights(part / layout.WEIGHTS_FILE, weights, info.to_metadata())
             self.world.barrier()
             if self.world.is_main:
                 self.progress.save(part)
@@ -306,12 +307,3 @@ class Trainer:
                 self.tracker.log_metrics(self.progress.metrics(), self.step)
                 log.info("saved %s", folder)
             self.world.barrier()
-
-    def _weights_metadata(self) -> dict[str, str]:
-        return {
-            "step": str(self.step),
-            "fingerprint": fingerprint(self.config),
-            "num_pieces": str(self.vocabulary.num_pieces),
-            "languages": " ".join(self.vocabulary.languages),
-            "directions": " ".join(map(str, self.vocabulary.directions)),
-        }

@@ -167,7 +167,8 @@ def test_calibrated_adapters_begin_as_direct_ones(
         bottleneck_dim=24,
         hyper={"hyper_dim": hyper_dim, "rescale": rescale, "num_blocks": num_blocks},
     )
-    made = build(config)(SRC, TGT, UNUSED)
+    pairs = torch.tensor(list(itertools.permutations(range(NUM_LANGUAGES), 2)))
+    made = build(config)(pairs[:, 0], pairs[:, 1], pairs[:, 0])
     wanted = direct_adapter_std(64, 24)
     for weight in (made.down_PLRD, made.up_PLDR):
         assert weight.std().item() == pytest.approx(wanted, rel=0.1)

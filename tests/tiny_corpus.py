@@ -134,10 +134,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_hyperadapter(*arguments: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+def run_hyperadapter(
+    *arguments: str, stdin: str = "", timeout_s: float = 300
+) -> subprocess.CompletedProcess[str]:
     """Runs the command; one thread a process, so that ranks do not fight for the cores."""
     return subprocess.run(
         [sys.executable, "-m", "hyperadapter", *arguments],
+        input=stdin,
         capture_output=True,
         text=True,
         timeout=timeout_s,

@@ -1,0 +1,123 @@
+"""Mistakes end at once, with an exit code, the value, its place and a remedy."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def expect(corpus: Path, hyperadapter: Command) -> Callable[..., None]:
+    """Runs a command on the corpus' run with changes and checks how it fails."""
+
+    def call(command: str, changes: list[str], code: int, *texts: str) -> None:
+        sets = [part for change in changes for part in ("--set", change)]
+        done = hyperadapter(*command.split(), "--config", str(corpus / "run.yaml"), *sets)
+        assert done.returncode == code, done.stderr[-3000:]
+        for text in texts:
+            assert text in done.stderr
+        assert "Traceback" not in done.stderr
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("changes", "texts"),
+    [
+        (["trainin.seed=2"], ["trainin: unknown key (did you mean 'training'?)"]),
+        (["data.languages=[en, de, frr-XX]"], ["data.languages", "frr-XX", "nearest"]),
+        (["training.micro_batch_tokens=50", "training.global_batch_tokens=50"],
+         ["micro_batch_tokens 50 cannot hold the longest sentence", "max_sentence_tokens 60"]),
+        (["training.num_processes=3"], ["3 processes cannot share the 4 micro-batches"]),
+        (["training.precision=bf16", "training.zero_stage=0"], ["use zero_stage 1"]),
+        (["data.directions=[en-it]"], ["en-it"]),
+    ],
+)  # fmt: skip
+def test_a_wrong_configuration_is_refused(
+    changes: list[str], texts: list[str], expect: Callable[..., None]
+) -> None:
+    expect("config check", changes, 3, *texts)
+
+
+def test_a_missing_configuration_names_its_neighbours(
+    corpus: Path, hyperadapter: Command
+) -> None:
+    done = hyperadapter("config", "check", "--config", str(corpus / "rum.yaml"))
+    assert done.returncode == 3
+    assert "does not exist" in done.stderr
+    assert "run.yaml" in done.stderr
+
+
+def test_a_missing_source_file(tmp_path: Path, expect: Callable[..., None]) -> None:
+    source = {"format": "tsv", "name": "x", "languages": ["en", "de"], "path": "nowhere.tsv"}
+    changes = [f"data.folder={tmp_path}", f"data.sources={json.dumps([source])}"]
+    expect("data fetch", [*changes, "data.directions=[en-de]"], 1, "nowhere.tsv")
+
+
+def test_a_direction_without_data(
+    tmp_path: Path, corpus: Path, expect: Callable[..., None]
+) -> None:
+    path = tmp_path / "few.tsv"
+    path.write_text("the house is small and old\tdas Haus ist klein und alt\n")
+    source = {"format": "tsv", "name": "x", "languages": ["en", "de"], "path": str(path)}
+    changes = [f"data.folder={tmp_path / 'd'}", f"data.sources={json.dumps([source])}"]
+    expect("data clean", [*changes, "data.directions=[en-de]"], 1, "en-de")
+
+
+def test_a_vocabulary_that_the_text_cannot_fill(
+    tmp_path: Path, corpus: Path, expect: Callable[..., None]
+) -> None:
+    shutil.copytree(corpus / "data" / "clean", tmp_path / "clean")
+    changes = [f"data.folder={tmp_path}", "data.tokenizer.vocab_size=30000"]
+    expect("data tokenizer", changes, 3, "30000", "tokenizer.vocab_size")
+
+
+def test_training_before_its_data(tmp_path: Path, expect: Callable[..., None]) -> None:
+    changes = [f"data.folder={tmp_path / 'none'}", f"run_dir={tmp_path / 'run'}"]
+    expect("train", changes, 1, str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_corrupt_shard_ends_training(
+    num_processes: int, tmp_path: Path, corpus: Path, expect: Callable[..., None]
+) -> None:
+    shutil.copytree(corpus / "data", tmp_path / "data")
+    (shard, *_) = sorted((tmp_path / "data" / "shards" / "train").glob("*.tar"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 3] ^= 255
+    shard.write_bytes(data)
+    changes = [
+        f"data.folder={tmp_path / 'data'}",
+        f"run_dir={tmp_path / 'run'}",
+        f"training.num_processes={num_processes}",
+    ]
+    expect("train", changes, 1, str(shard), "hyperadapter data shard")
+
+
+def test_a_full_disk_is_foreseen_and_survived(
+    tmp_path: Path, corpus: Path, hyperadapter: Command, expect: Callable[..., None]
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(small)], check=False
+    )
+    if mounted.returncode:
+        pytest.skip("a small file system cannot be mounted here (needs root)")
+    try:
+        changes = [f"run_dir={small / 'run'}", "training.checkpoint.keep=9"]
+        expect("train", changes, 1, "keeping 10 checkpoints", "MB free")
+        (small / "fill").write_bytes(bytes(shutil.disk_usage(small).free))
+        expect("train", changes, 1, "no space left on the disk while writing")
+        assert not list(small.rglob("*.part"))
+    finally:
+        subprocess.run(["umount", str(small)], check=True)

@@ -1,0 +1,211 @@
+"""Layers against a slow reference that loops over heads and positions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hyperadapter.config import ModelConfig
+from hyperadapter.model.adapters import LayerAdapter
+from hyperadapter.model.transformer import (
+    DecoderCache,
+    DecoderLayer,
+    EncoderLayer,
+    FeedForward,
+    LayerCache,
+    sinusoidal_positions,
+)
+
+MakeConfig = Callable[..., ModelConfig]
+Randomise = Callable[..., None]
+Parameters = Mapping[str, Tensor]
+
+
+def draw(*shape: int, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def random_adapter(num: int, d_model: int, width: int) -> LayerAdapter:
+    shapes = [(width, d_model), (width,), (d_model, width), (d_model,)]
+    return LayerAdapter(*(draw(num, *shape, seed=9 + i) for i, shape in enumerate(shapes)))
+
+
+# ---------------------------------------------------------------------------- one vector at a time
+
+
+def normalise(x: Tensor) -> Tensor:
+    return (x - x.mean()) / (x.var(correction=0) + 1e-5).sqrt()
+
+
+def norm(p: Parameters, name: str, x: Tensor) -> Tensor:
+    return p[f"{name}.weight"] * normalise(x) + p[f"{name}.bias"]
+
+
+def attend(query: Tensor, keys: list[Tensor], values: list[Tensor], num_heads: int) -> Tensor:
+    """One query over some positions: softmax(q k / sqrt(H)) v in every head."""
+    head_dim, outputs = len(query) // num_heads, []
+    for head in range(num_heads):
+        part = slice(head * head_dim, (head + 1) * head_dim)
+        scores = torch.stack([query[part] @ key[part] / math.sqrt(head_dim) for key in keys])
+        weights = scores.softmax(0)
+        outputs.append(sum(w * v[part] for w, v in zip(weights, values, strict=True)))
+    return torch.cat(outputs)  # type: ignore[arg-type]
+
+
+def self_attention(
+    p: Parameters, x: list[Tensor], seen: list[list[int]], heads: int
+) -> list[Tensor]:
+    name, out = "self_attention", []
+    y = [norm(p, f"{name}_norm", vector) for vector in x]
+    qkv = [(p[f"{name}.qkv.weight"] @ v + p[f"{name}.qkv.bias"]).chunk(3) for v in y]
+    for place, vector in enumerate(x):
+        keys = [qkv[other][1] for other in seen[place]]
+        values = [qkv[other][2] for other in seen[place]]
+        mixed = attend(qkv[place][0], keys, values, heads)
+        out.append(vector + p[f"{name}.out.weight"] @ mixed + p[f"{name}.out.bias"])
+    return out
+
+
+def cross_attention(
+    p: Parameters, x: list[Tensor], memory: list[Tensor], heads: int
+) -> list[Tensor]:
+    name, out = "cross_attention", []
+    kv = [(p[f"{name}.kv.weight"] @ m + p[f"{name}.kv.bias"]).chunk(2) for m in memory]
+    for vector in x:
+        query = p[f"{name}.q.weight"] @ norm(p, f"{name}_norm", vector) + p[f"{name}.q.bias"]
+        mixed = attend(query, [k for k, _ in kv], [v for _, v in kv], heads)
+        out.append(vector + p[f"{name}.out.weight"] @ mixed + p[f"{name}.out.bias"])
+    return out
+
+
+def bottleneck(adapter: tuple[Tensor, ...] | None, normalised: Tensor) -> Tensor:
+    if adapter is None:
+        return torch.zeros_like(normalised)
+    down, down_bias, up, up_bias = adapter
+    return up @ (down @ normalised + down_bias).relu() + up_bias
+
+
+def feed_forward(
+    p: Parameters, x: Tensor, adapter: tuple[Tensor, ...] | None, placement: str
+) -> Tensor:
+    y = norm(p, "feed_forward.norm", x)
+    up = (p["feed_forward.up.weight"] @ y + p["feed_forward.up.bias"]).relu()
+    after = x + p["feed_forward.down.weight"] @ up + p["feed_forward.down.bias"]
+    if placement == "parallel":
+        return after + bottleneck(adapter, y)
+    return after + (bottleneck(adapter, normalise(after)) if adapter else 0)
+
+
+SOURCE_LENGTHS, TARGET_LENGTH = (3, 4, 2), 3
+SENTENCES_P = (1, 2)  # two directions: the first sentence, and the other two
+
+
+def adapter_of(adapter: LayerAdapter | None, sentence: int) -> tuple[Tensor, ...] | None:
+    place = 0 if sentence < SENTENCES_P[0] else 1
+    return None if adapter is None else tuple(weight[place] for weight in adapter)
+
+
+def padding_mask() -> Tensor:
+    return torch.arange(max(SOURCE_LENGTHS)) >= torch.tensor(SOURCE_LENGTHS)[:, None]
+
+
+@pytest.mark.parametrize("placement", ["sequential", "parallel"])
+@pytest.mark.parametrize("adapted", [True, False])
+def test_encoder_layer_equals_the_reference(
+    make_config: MakeConfig, randomise: Randomise, placement: str, adapted: bool
+) -> None:
+    config = make_config("none", placement=placement)
+    layer = EncoderLayer(config).double()
+    randomise(layer)
+    p = dict(layer.named_parameters())
+    x_BSD = draw(3, 4, 8)
+    adapter = random_adapter(2, 8, 3) if adapted else None
+    found = layer(x_BSD, ~padding_mask()[:, None, None, :], adapter, SENTENCES_P)
+    for sentence, length in enumerate(SOURCE_LENGTHS):
+        x = list(x_BSD[sentence, :length])
+        x = self_attention(p, x, [list(range(length))] * length, config.num_heads)
+        mine = adapter_of(adapter, sentence)
+        wanted = torch.stack([feed_forward(p, vector, mine, placement) for vector in x])
+        torch.testing.assert_close(found[sentence, :length], wanted)
+
+
+@pytest.mark.parametrize("placement", ["sequential", "parallel"])
+@pytest.mark.parametrize("adapted", [True, False])
+def test_decoder_layer_equals_the_reference(
+    make_config: MakeConfig, randomise: Randomise, placement: str, adapted: bool
+) -> None:
+    config = make_config("none", placement=placement)
+    layer = DecoderLayer(config).double()
+    randomise(layer)
+    p = dict(layer.named_parameters())
+    x_BTD, memory_BSD = draw(3, TARGET_LENGTH, 8), draw(3, 4, 8, seed=2)
+    adapter = random_adapter(2, 8, 3) if adapted else None
+    found = layer(x_BTD, memory_BSD, ~padding_mask()[:, None, None, :], adapter, SENTENCES_P)
+    for sentence, length in enumerate(SOURCE_LENGTHS):
+        seen = [list(range(place + 1)) for place in range(TARGET_LENGTH)]
+        x = self_attention(p, list(x_BTD[sentence]), seen, config.num_heads)
+        x = cross_attention(p, x, list(memory_BSD[sentence, :length]), config.num_heads)
+        mine = adapter_of(adapter, sentence)
+        wanted = torch.stack([feed_forward(p, vector, mine, placement) for vector in x])
+        torch.testing.assert_close(found[sentence], wanted)
+
+
+def test_a_parallel_adapter_is_so_many_more_hidden_units(randomise: Randomise) -> None:
+    narrow, wide = FeedForward(8, 10).double(), FeedForward(8, 13).double()
+    randomise(narrow)
+    adapter = random_adapter(1, 8, 3)
+    down, down_bias, up, up_bias = (weight[0] for weight in adapter)
+    with torch.no_grad():
+        wide.norm.load_state_dict(narrow.norm.state_dict())
+        wide.up.weight.copy_(torch.cat([narrow.up.weight, down]))
+        wide.up.bias.copy_(torch.cat([narrow.up.bias, down_bias]))
+        wide.down.weight.copy_(torch.cat([narrow.down.weight, up], dim=1))
+        wide.down.bias.copy_(narrow.down.bias + up_bias)
+    x = draw(2, 3, 8)
+    torch.testing.assert_close(narrow(x, adapter, [2]), wide(x, None, [2]))
+
+
+def test_positions_by_the_formula() -> None:
+    table = sinusoidal_positions(20, 6)
+    for place in range(20):
+        angles = [place * 10000 ** (-i / 3) for i in range(3)]
+        wanted = [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+        torch.testing.assert_close(table[place].tolist(), wanted, rtol=0, atol=1e-6)
+
+
+# --------------------------------------------------------------------------------------- cache
+
+
+def test_cache_grows_and_reorders() -> None:
+    cross = (draw(3, 2, 4, 5, seed=1), draw(3, 2, 4, 5, seed=2))
+    layer = LayerCache(cross)
+    keys, values = draw(3, 2, 2, 5, seed=3), draw(3, 2, 2, 5, seed=4)
+    for place in range(2):
+        column = slice(place, place + 1)
+        grown = layer.extend(keys[:, :, column], values[:, :, column])
+    assert torch.equal(grown[0], keys)
+    assert torch.equal(grown[1], values)
+    cache = DecoderCache([layer])
+    cache.reorder(torch.tensor([2, 0, 0]), cross=False)
+    assert layer.self_keys is not None
+    assert layer.self_values is not None
+    assert torch.equal(layer.self_keys, keys[[2, 0, 0]])
+    assert torch.equal(layer.self_values, values[[2, 0, 0]])
+    assert layer.cross is cross
+    cache.reorder(torch.tensor([1]))
+    assert torch.equal(layer.self_keys, keys[[0]])
+    assert all(torch.equal(a, b[[1]]) for a, b in zip(layer.cross, cross, strict=True))
+
+
+def test_an_empty_cache_reorders_its_sources() -> None:
+    cross: Any = (draw(2, 1, 1, 1), draw(2, 1, 1, 1))
+    layer = LayerCache(cross)
+    DecoderCache([layer]).reorder(torch.tensor([1, 1, 0]))
+    assert torch.equal(layer.cross[0], cross[0][[1, 1, 0]])
+    assert layer.self_keys is None
