@@ -278,11 +278,12 @@ def translate(run_dir: Path, src: str, tgt: str, beam_size: int | None) -> None:
     from hyperadapter.checkpoint.layout import newest_checkpoint
     from hyperadapter.config import RunConfig
     from hyperadapter.core.schema import load_config
-    from hyperadapter.evaluation.translate import Translator
+    from hyperadapter.evaluation.translate import Translator, choose_device
 
     overrides = () if beam_size is None else (f"evaluation.beam_size={beam_size}",)
     config = load_config(RunConfig, run_dir / "config.yaml", overrides)
-    translator = Translator.from_checkpoint(newest_checkpoint(run_dir), config)
+    device = choose_device(config.training.device)
+    translator = Translator.from_checkpoint(newest_checkpoint(run_dir), config, device)
     try:
         texts = sys.stdin.buffer.read().decode("utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:

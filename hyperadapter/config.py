@@ -82,6 +82,11 @@ class AdapterConfig(StrictModel):
 
     @model_validator(mode="after")
     def _hyper_network_iff_hyper(self) -> AdapterConfig:
+        if self.kind != "hyper" and not self.generated_layer_norm:
+            raise ValueError(
+                f"generated_layer_norm: false is for kind: hyper; {self.kind} adapters have a gain "
+                "and a bias each"
+            )
         if self.kind == "hyper" and self.hyper_network is None:
             raise ValueError("kind: hyper needs the group hyper_network (at least its hyper_dim)")
         return self

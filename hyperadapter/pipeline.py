@@ -112,9 +112,14 @@ def train(config: RunConfig) -> None:
         train_rank(config)
         return
     # Checked once here, so that a mistake is reported once and not by every rank.
+    from hyperadapter.checkpoint.layout import complete_checkpoints
     from hyperadapter.training.preflight import freeze_config
 
     freeze_config(config)
+    checkpoints = complete_checkpoints(Path(config.run_dir))
+    if checkpoints and checkpoints[-1][0] >= config.training.max_steps:
+        log.info("%s is trained already", checkpoints[-1][1])
+        return
     path = Path(config.run_dir) / "config.yaml"
     command = [sys.executable, "-m", "hyperadapter", "train", "--config", str(path)]
     code = run_ranks(command, config.training.num_processes)
@@ -141,10 +146,12 @@ def evaluate(config: RunConfig, split: HeldOutSplit) -> EvaluationResult:
     """Translates and scores a split; scores and figures also go to MLflow."""
     from hyperadapter.evaluation.evaluate import evaluate as evaluate_run
     from hyperadapter.evaluation.report import build_curve_figure, build_direction_figure
+    from hyperadapter.evaluation.translate import choose_device
     from hyperadapter.training.trainer import open_tracker
 
     run_dir = Path(config.run_dir)
-    result = evaluate_run(run_dir, config, split)
+    device = choose_device(config.training.device)
+    result = evaluate_run(run_dir, config, split, device=device)
     with open_tracker(config) as tracker:
         tracker.log_metrics(_flat_scores(result), result.step)
         tracker.log_figure(build_direction_figure(result), f"directions_{split}")

@@ -38,11 +38,13 @@ class WeightsInfo(NamedTuple):
         step: Optimizer steps taken.
         fingerprint: Of the run's configuration.
         vocabulary: Pieces, languages and directions that the weights were made for.
+        tokenizer: Fingerprint of the tokenizer whose pieces these are.
     """
 
     step: int
     fingerprint: str
     vocabulary: Vocabulary
+    tokenizer: str
 
     def to_metadata(self) -> dict[str, str]:
         """Writes the fields as a file's metadata."""
@@ -50,6 +52,7 @@ class WeightsInfo(NamedTuple):
             "format": "pt",
             "step": str(self.step),
             "fingerprint": self.fingerprint,
+            "tokenizer": self.tokenizer,
             "num_pieces": str(self.vocabulary.num_pieces),
             "languages": json.dumps(self.vocabulary.languages),
             "directions": json.dumps([str(direction) for direction in self.vocabulary.directions]),
@@ -68,7 +71,12 @@ class WeightsInfo(NamedTuple):
                 languages=tuple(json.loads(metadata["languages"])),
                 directions=tuple(map(parse_direction, json.loads(metadata["directions"]))),
             )
-            return cls(int(metadata["step"]), metadata["fingerprint"], vocabulary)
+            return cls(
+                step=int(metadata["step"]),
+                fingerprint=metadata["fingerprint"],
+                vocabulary=vocabulary,
+                tokenizer=metadata["tokenizer"],
+            )
         except KeyError as error:
             raise CheckpointError(
                 f"{path} has no {error.args[0]!r} in its metadata, so it was not written by a "
@@ -125,11 +133,9 @@ def _separate(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     seen: set[int] = set()
     for name, tensor in state_dict.items():
         tensor = tensor.detach().to("cpu").contiguous()
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() in seen or storage.nbytes() != tensor.nbytes:
-            tensor = tensor.clone(memory_format=torch.contiguous_format)
-        seen.add(storage.data_ptr())
-        tensors[name] = tensor
+        storage = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
     return tensors
 
 

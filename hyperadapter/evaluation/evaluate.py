@@ -279,7 +279,6 @@ def _decode(
                 # References may have changed without the sources.
                 _write_lines(folder / f"{name}.ref.txt", held_out.ref)
                 return decoded
-    manifest.unlink(missing_ok=True)
     started = time.perf_counter()
     translations = translate(held_out.src, held_out.direction)
     decoding_s = time.perf_counter() - started

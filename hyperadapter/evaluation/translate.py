@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,18 +17,33 @@ from data_pipeline.tokenizer import Tokenizer
 from hyperadapter.checkpoint.layout import WEIGHTS_FILE, newest_checkpoint
 from hyperadapter.checkpoint.weights import LoadedModel, WeightsInfo, load_model
 from hyperadapter.config import RunConfig
-from hyperadapter.core.errors import CheckpointError, LanguageError, nearest
+from hyperadapter.core.errors import CheckpointError, ConfigError, LanguageError, nearest
 from hyperadapter.core.languages import Direction
 from hyperadapter.core.schema import load_config
 from hyperadapter.evaluation.search import beam_search
 from hyperadapter.model.adapters import AdapterWeights
 from hyperadapter.model.batch import Batch
 
-__all__ = ["Translator"]
+__all__ = ["Translator", "choose_device"]
 
 log = logging.getLogger(__name__)
 
 Pieces = NDArray[np.int32]
+
+
+def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """Returns the device of a configuration's `device` key; `auto` is a GPU if there is one.
+
+    Raises:
+        ConfigError: A GPU was asked for and there is none.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "training.device is cuda, but torch sees no GPU; use device: cpu, or install a CUDA "
+            "build of torch and check the driver"
+        )
+    cuda = wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if cuda else "cpu")
 
 
 class _DirectionState(NamedTuple):
@@ -51,12 +66,12 @@ class Translator:
     """
 
     def __init__(self, loaded: LoadedModel, tokenizer: Tokenizer, config: RunConfig) -> None:
-        num_pieces = loaded.info.vocabulary.num_pieces
-        if tokenizer.vocab_size != num_pieces:
+        if tokenizer.fingerprint != loaded.info.tokenizer:
             raise CheckpointError(
-                f"the weights were trained with {num_pieces} pieces, but the tokenizer in "
-                f"{config.data.folder}/tokenizer has {tokenizer.vocab_size}; it was made anew "
-                "since. Set data.folder to the data the run was trained on"
+                f"the weights were trained with the tokenizer {loaded.info.tokenizer} of "
+                f"{loaded.info.vocabulary.num_pieces} pieces, but {config.data.folder}/tokenizer "
+                f"is {tokenizer.fingerprint} of {tokenizer.vocab_size}; it was made anew since. "
+                "Set data.folder to the data the run was trained on"
             )
         self.model = loaded.model
         self.info: WeightsInfo = loaded.info

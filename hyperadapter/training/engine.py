@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from hyperadapter.config import TrainingConfig
 from hyperadapter.core.errors import CheckpointError, ConfigError
+from hyperadapter.evaluation.translate import choose_device
 from hyperadapter.model.batch import Batch
 from hyperadapter.model.seq2seq import LossSums
 
@@ -100,12 +101,7 @@ def start_world(config: TrainingConfig, timeout_s: float = 1800.0) -> World:
         ConfigError: A GPU was asked for and there is none.
     """
     rank, local_rank, size = _launcher_rank(os.environ)
-    cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
-    if cuda and not torch.cuda.is_available():
-        raise ConfigError(
-            "training.device is cuda, but torch sees no GPU; use device: cpu, or install a CUDA "
-            "build of torch and check the driver"
-        )
+    cuda = choose_device(config.device).type == "cuda"
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)

@@ -93,6 +93,8 @@ class Trainer:
         engine: Model and optimizer.
         stream: Training batches as a function of the step.
         valid: Validation batches.
+        vocabulary: Pieces, languages and directions.
+        tokenizer: Fingerprint of the tokenizer.
         tracker: Metrics; silent on all ranks but the main one.
         stop: Whether a signal asked to stop.
         step: Optimizer steps done.
@@ -105,6 +107,7 @@ class Trainer:
     stream: TrainStream
     valid: ValidStream
     vocabulary: Vocabulary
+    tokenizer: str
     tracker: Tracker
     stop: StopRequest
     step: int = 0
@@ -147,7 +150,17 @@ class Trainer:
             "%s parameters, %d processes on %s", f"{num_parameters:,}", world.size, world.device
         )
         engine = Engine(model, training, world)
-        return cls(config, world, engine, stream, valid, vocabulary, tracker, StopRequest())
+        return cls(
+            config=config,
+            world=world,
+            engine=engine,
+            stream=stream,
+            valid=valid,
+            vocabulary=vocabulary,
+            tokenizer=tokenizer.fingerprint,
+            tracker=tracker,
+            stop=StopRequest(),
+        )
 
     def resume(self) -> None:
         """Loads the newest complete checkpoint, if there is one."""
@@ -291,7 +304,9 @@ class Trainer:
             self.progress.update(self.world)
             weights = self.engine.full_weights()
             if self.world.is_main:
-                info = WeightsInfo(self.step, fingerprint(self.config), self.vocabulary)
+                info = WeightsInfo(
+                    self.step, fingerprint(self.config), self.vocabulary, self.tokenizer
+                )
                 save_weights(part / layout.WEIGHTS_FILE, weights, info.to_metadata())
             self.world.barrier()
             if self.world.is_main:

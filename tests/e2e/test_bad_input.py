@@ -48,9 +48,7 @@ def test_a_wrong_configuration_is_refused(
     expect("config check", changes, 3, *texts)
 
 
-def test_a_missing_configuration_names_its_neighbours(
-    corpus: Path, hyperadapter: Command
-) -> None:
+def test_a_missing_configuration_names_its_neighbours(corpus: Path, hyperadapter: Command) -> None:
     done = hyperadapter("config", "check", "--config", str(corpus / "rum.yaml"))
     assert done.returncode == 3
     assert "does not exist" in done.stderr

@@ -54,7 +54,8 @@ def config(**adapter: Any) -> RunConfig:
 
 def built(config: RunConfig) -> tuple[Seq2Seq, WeightsInfo]:
     vocabulary = Vocabulary(16, config.data.languages, config.data.resolved_directions())
-    return build_model(config.model, vocabulary, 1), WeightsInfo(7, "0123456789ab", vocabulary)
+    info = WeightsInfo(7, "0123456789ab", vocabulary, "tokenizer7")
+    return build_model(config.model, vocabulary, 1), info
 
 
 def saved(folder: Path, config: RunConfig, **changes: torch.Tensor | None) -> Path:
@@ -103,8 +104,15 @@ def test_save_load_save_is_equal(
 
 
 def test_views_and_tensors_with_two_names_are_saved_whole(tmp_path: Path) -> None:
-    flat = torch.arange(12.0)
-    state = {"a": flat[:6].view(2, 3), "b": flat[6:], "c": flat[6:], "d": flat.view(3, 4).t()}
+    flat = torch.arange(20_000.0)
+    state = {
+        "a": flat[:6].view(2, 3),
+        "b": flat[4:9],
+        "c": flat[4:9],
+        "d": flat[:12].view(3, 4).t(),
+    }
+    twice = {"e": flat[:5].clone()}
+    state |= twice | {"f": twice["e"]}
     save_weights(tmp_path / "w", state, {})
     found, _ = load_weights(tmp_path / "w")
     assert all(torch.equal(found[name], state[name]) for name in state)
@@ -140,6 +148,7 @@ def test_metadata_tells_what_the_weights_are_for(tmp_path: Path) -> None:
         "format": "pt",
         "step": "7",
         "fingerprint": "0123456789ab",
+        "tokenizer": "tokenizer7",
         "num_pieces": "16",
         "languages": '["en", "de", "nb"]',
         "directions": '["en-de", "de-en", "en-nb", "nb-en"]',

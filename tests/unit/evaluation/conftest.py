@@ -147,7 +147,8 @@ class TinyRun:
         state = build_model(self.config.model, vocabulary, seed).state_dict()
         state["embedding.weight"].mul_(3)
         part = new_part_folder(self.run_dir, step)
-        info = WeightsInfo(step, fingerprint(self.config), vocabulary)
+        pieces = tokenizer.Tokenizer.load(Path(data.folder) / "tokenizer")
+        info = WeightsInfo(step, fingerprint(self.config), vocabulary, pieces.fingerprint)
         save_weights(part / WEIGHTS_FILE, state, info.to_metadata())
         values = {
             "fingerprint": info.fingerprint,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,23 @@ def test_what_changed_is_decoded_again(tiny_run: MakeRun, decoded: list[str], ch
     after = lines(folder / "en-de.hyp.txt")
     assert len(after) == 12
     assert (after == before) is not everything
+
+
+def test_new_references_are_scored_without_decoding_again(
+    tiny_run: MakeRun, tmp_path: Path, data_folder: Path, decoded: list[str]
+) -> None:
+    run = tiny_run()
+    shutil.copytree(data_folder, tmp_path / "data")
+    config = run.config.model_copy(
+        update={"data": run.config.data.model_copy(update={"folder": str(tmp_path / "data")})}
+    )
+    first = evaluate(run.run_dir, config, directions=["en-de"])
+    path = tmp_path / "data" / "clean" / "test" / "en-de.tsv"
+    write_text(path, path.read_text(encoding="utf-8").replace("Bild", "Foto"))
+    second = evaluate(run.run_dir, config, directions=["en-de"])
+    assert decoded == ["en-de"]
+    assert "Foto" in (run.run_dir / "evaluation/test/en-de.ref.txt").read_text(encoding="utf-8")
+    assert first.directions[0].copy_source != second.directions[0].copy_source
 
 
 def test_a_sample_keeps_order_and_serves_both_directions(tiny_run: MakeRun) -> None:

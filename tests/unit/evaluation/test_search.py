@@ -125,13 +125,18 @@ some_sources = st.lists(
     some_sources,
     st.integers(0, 4),
     st.integers(1, 5),
-    st.sampled_from([0.0, 0.6, 1.0, 1.5]),
+    st.sampled_from([(0.0, 2), (0.6, 2), (1.0, 4), (2.0, 8)]),
 )
 def test_equals_a_search_without_batch_or_cache(
-    task: Callable[..., Task], sources: Sources, seed: int, beam_size: int, penalty: float
+    task: Callable[..., Task],
+    sources: Sources,
+    seed: int,
+    beam_size: int,
+    penalty_extra: tuple[float, int],
 ) -> None:
     tiny = task(seed=seed)
-    config = options(beam_size, length_penalty=penalty)
+    penalty, extra = penalty_extra
+    config = options(beam_size, length_penalty=penalty, max_length_extra=extra)
     expected = [tiny.reference(source, config) for source in sources]
     assert_same(tiny.search(sources, config), expected)
 

@@ -177,6 +177,13 @@ def test_a_tokenizer_made_anew_is_refused(
     tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tiny_run()
-    monkeypatch.setattr(Tokenizer, "vocab_size", 309)
-    with pytest.raises(CheckpointError, match=r"trained with 310 pieces, .* has 309; it was made"):
+    load = Tokenizer.load
+
+    def load_another(folder: Path) -> Tokenizer:
+        tokenizer = load(folder)
+        tokenizer.fingerprint = "another"
+        return tokenizer
+
+    monkeypatch.setattr(Tokenizer, "load", load_another)
+    with pytest.raises(CheckpointError, match=r"of 310 pieces, .* is another of 310; it was made"):
         Translator.from_run(run.run_dir)
