@@ -185,3 +185,8 @@ def test_every_value_is_described(model: type[BaseModel]) -> None:
     for name, field in model.model_fields.items():
         group = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
         assert group or field.description, f"{model.__name__}.{name} has no description"
+
+
+def test_a_shared_layer_norm_is_for_hyper_adapters() -> None:
+    with pytest.raises(ConfigError, match=r"model\.adapter: .*false is for kind: hyper; language"):
+        parse(model__adapter={"kind": "language", "generated_layer_norm": False})
