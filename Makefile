@@ -60,4 +60,4 @@ check: setup ## Lint, format, types, and who may import what
 
 clean: ## Remove caches and build outputs (runs, data and .venv stay)
 	rm -rf .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
-	find $(PACKAGES) tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find $(PACKAGES) tests -name __pycache__ -type d -prune -exec rm -rf {} +

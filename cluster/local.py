@@ -6,6 +6,7 @@ one of them fails, and returns the exit code that explains the end.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
@@ -22,12 +23,18 @@ log = logging.getLogger(__name__)
 EXIT_INTERRUPTED = 75
 _POLL_S = 0.2
 _GRACE_S = 20.0
-_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 def launched_externally(environment: Mapping[str, str] = os.environ) -> bool:
-    """Says whether torchrun, srun or another launcher already gave this process a rank."""
-    return "RANK" in environment or int(environment.get("SLURM_NTASKS", "1")) > 1
+    """Says whether torchrun, srun or another launcher already gave this process a rank.
+
+    A batch script outside srun knows SLURM_NTASKS too, but belongs to no step.
+    """
+    in_step = environment.get("SLURM_STEP_ID", "").isdigit()
+    return "RANK" in environment or (in_step and environment.get("SLURM_NTASKS", "1") != "1")
 
 
 def free_port() -> int:
@@ -58,23 +65,39 @@ def run_ranks(command: Sequence[str], num_processes: int) -> int:
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
     }
     ranks: list[subprocess.Popen[bytes]] = []
+    asked: list[int] = []
 
     def forward(number: int, _: FrameType | None) -> None:
+        asked.append(number)
         for process in ranks:
             if process.poll() is None:
-                process.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
+                process.send_signal(signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM)
 
     before = {number: signal.signal(number, forward) for number in _FORWARDED}
     try:
         for rank in range(num_processes):
             environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             # A session of its own, so that Ctrl-C reaches a rank once, through this process.
-            ranks.append(subprocess.Popen(command, env=environment, start_new_session=True))
-        return _watch(ranks)
+            ranks.append(
+                subprocess.Popen(
+                    command, env=environment, start_new_session=True, preexec_fn=_end_with_parent
+                )
+            )
+            if asked:
+                break
+        code = _watch(ranks)
+        # A rank that was asked to stop before it could listen was ended by the signal itself.
+        died_of_it = code in {128 + number for number in (signal.SIGTERM, signal.SIGUSR1)}
+        return EXIT_INTERRUPTED if asked and (code == 0 or died_of_it) else code
     finally:
         _end(ranks)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _end_with_parent() -> None:
+    """Asks Linux to send this process SIGTERM when its parent dies, however it dies."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _watch(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
@@ -86,13 +109,19 @@ def _watch(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
             rank, code = failed[0]
             if code != EXIT_INTERRUPTED:
                 log.error("rank %d ended with exit code %d; ending the other ranks", rank, code)
-                return code if code > 0 else 128 - code
+                return _shell_code(code)
             _wait(ranks, _GRACE_S)
-            worst = [process.poll() for process in ranks]
-            return max((abs(code) for code in worst if code), default=EXIT_INTERRUPTED)
+            others = [code for code in (p.poll() for p in ranks) if code]
+            wrong = [code for code in others if code not in (EXIT_INTERRUPTED, -signal.SIGTERM)]
+            return _shell_code(wrong[0]) if wrong else EXIT_INTERRUPTED
         if all(code == 0 for code in codes):
             return 0
         time.sleep(_POLL_S)
+
+
+def _shell_code(code: int) -> int:
+    """Returns a process' exit code as a shell gives it: 128 + N for signal N."""
+    return code if code >= 0 else 128 - code
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]], timeout_s: float) -> None:
@@ -109,6 +138,6 @@ def _end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
             return
         for process in running:
             process.send_signal(stop)
-        _wait(running, 5.0 if stop == signal.SIGTERM else 1.0)
+        _wait(running, 40.0 if stop == signal.SIGTERM else 1.0)
     for process in ranks:
         process.wait()

@@ -18,9 +18,11 @@ from data_pipeline.config import DataConfig, SourceConfig, WheelSource
 from data_pipeline.gettext_catalogs import find_wheel, iter_catalog_rows
 from data_pipeline.plain_text import iter_moses_rows, iter_tsv_rows
 from hyperadapter.core.errors import ConfigError, DataError
+from hyperadapter.core.files import read_json
 from hyperadapter.core.languages import Direction
 
 __all__ = [
+    "MANIFEST",
     "SPLITS",
     "LanguagePair",
     "SentencePair",
@@ -38,6 +40,7 @@ __all__ = [
 LanguagePair: TypeAlias = tuple[str, str]
 Split: TypeAlias = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+MANIFEST = "manifest.json"
 _CATALOG_LANGUAGE = "en"  # the language of gettext's keys
 
 
@@ -54,7 +57,8 @@ class SentencePair:
 class SplitText:
     """One split of one language pair, as columns of equal length.
 
-    `near_duplicate` marks held-out texts much of which stands in train; it is empty for train.
+    `near_duplicate` marks held-out pairs with a side that stands in train, wholly or in large part
+    (see `split.py`); it is empty for train.
     """
 
     a: list[str]
@@ -149,9 +153,10 @@ def read_split(folder: Path, split: Split, pair: LanguagePair) -> SplitText:
         pair: The language pair, as `pair_of` returns it.
 
     Raises:
-        DataError: The file is missing or damaged.
+        DataError: The file is missing or damaged, or has not as many pairs as the manifest says.
     """
     path = split_path(folder, split, pair)
+    remedy = f"Delete {folder} and build the data anew"
     num_columns = 3 if split == "train" else 4
     text = SplitText([], [], [], [])
     try:
@@ -161,8 +166,10 @@ def read_split(folder: Path, split: Split, pair: LanguagePair) -> SplitText:
                 if len(fields) != num_columns:
                     raise DataError(
                         f"{path}:{number} has {len(fields)} columns instead of {num_columns}; the "
-                        f"file is damaged. Delete {folder} and build the data anew"
+                        f"file is damaged. {remedy}"
                     )
+                if not line.endswith("\n"):
+                    raise DataError(f"{path}:{number} is cut short. {remedy}")
                 text.source.append(fields[0])
                 text.a.append(fields[1])
                 text.b.append(fields[2])
@@ -173,4 +180,19 @@ def read_split(folder: Path, split: Split, pair: LanguagePair) -> SplitText:
             f"{path} does not exist; the clean corpus lacks {pair[0]}-{pair[1]}. Add the direction "
             "to data.directions and build the data anew"
         ) from error
+    promised = _promised_pairs(folder, split, pair)
+    if promised is not None and len(text) != promised:
+        raise DataError(
+            f"{path} has {len(text):,} sentence pairs, but {folder / MANIFEST} promises "
+            f"{promised:,}; the file was cut short or changed. {remedy}"
+        )
     return text
+
+
+def _promised_pairs(folder: Path, split: Split, pair: LanguagePair) -> int | None:
+    """Returns what the manifest of the clean corpus says, or None if it says nothing."""
+    if not (folder / MANIFEST).exists():
+        return None
+    splits = read_json(folder / MANIFEST).get("splits", {})
+    counts = splits.get("-".join(pair), {}).get(split)
+    return int(counts["num_pairs"]) if counts else None

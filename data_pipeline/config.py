@@ -112,7 +112,7 @@ class SplitConfig(StrictModel):
         default=0.5,
         gt=0,
         le=1,
-        description="Held-out texts with this share of their word 5-grams in train are marked",
+        description="Held-out pairs are marked when a side has this share of its n-grams in train",
     )
     seed: int = Field(default=1, description="Salt of the hash")
 
@@ -198,6 +198,9 @@ class DataConfig(StrictModel):
     def _consistent(self) -> DataConfig:
         if self.pivot not in self.languages:
             raise ValueError(f"the pivot {self.pivot!r} is not among languages {self.languages}")
+        twice = sorted({text for text in self.directions if self.directions.count(text) > 1})
+        if twice:
+            raise ValueError(f"directions given twice: {', '.join(twice)}")
         for text in self.directions:
             direction = parse_direction(text)
             for code in direction:
@@ -211,6 +214,31 @@ class DataConfig(StrictModel):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"source names given twice: {', '.join(twice)}")
+        return self
+
+    @model_validator(mode="after")
+    def _sources_can_serve(self) -> DataConfig:
+        """Refuses files that no choice of directions, or not the default one, could ever read.
+
+        Directions that are listed may leave out what the languages allow: cleaning warns of it.
+        """
+        for source in self.sources:
+            if isinstance(source, WheelSource):
+                continue
+            a, b = source.languages
+            place = f"source {source.name!r} with languages [{a}, {b}] serves no direction: "
+            for code in source.languages:
+                if code not in self.languages:
+                    raise ValueError(
+                        f"{place}{code!r} is missing in languages [{', '.join(self.languages)}]; "
+                        "add it there, or remove the source"
+                    )
+            if not self.directions and self.pivot not in source.languages:
+                raise ValueError(
+                    f"{place}without a list of directions there are only those to and from the "
+                    f"pivot {self.pivot!r}; list {a}-{b} or {b}-{a} in directions, with all others "
+                    "that are wanted, or remove the source"
+                )
         return self
 
     def resolved_directions(self) -> tuple[Direction, ...]:

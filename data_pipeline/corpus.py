@@ -18,6 +18,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from data_pipeline.bitext import (
+    MANIFEST,
     SPLITS,
     LanguagePair,
     SentencePair,
@@ -31,7 +32,7 @@ from data_pipeline.bitext import (
 from data_pipeline.clean import PairCleaner
 from data_pipeline.config import CleanConfig, DataConfig, SourceConfig, SplitConfig, WheelSource
 from data_pipeline.dedup import deduplicate
-from data_pipeline.fetch import FetchManifest, fetch, raw_folder
+from data_pipeline.fetch import FetchManifest, fetch, raw_folder, read_fetch_manifest
 from data_pipeline.gettext_catalogs import catalog_languages, find_wheel
 from data_pipeline.progress import track
 from data_pipeline.split import TrainNgrams, normalise, split_of
@@ -39,13 +40,19 @@ from hyperadapter.core.errors import DataError
 from hyperadapter.core.files import atomic_directory, write_text
 from hyperadapter.core.schema import StrictModel, fingerprint
 
-__all__ = ["CleanManifest", "SourceCounts", "SplitCounts", "build_clean_corpus", "clean_folder"]
+__all__ = [
+    "CleanManifest",
+    "SourceCounts",
+    "SplitCounts",
+    "build_clean_corpus",
+    "clean_folder",
+    "expected_fingerprint",
+]
 
 log = logging.getLogger(__name__)
 
-_MANIFEST = "manifest.json"
 # Part of the fingerprint: raise it with each change of what cleaning or splitting yields.
-_RULES_VERSION = 1
+_RULES_VERSION = 2
 
 
 class SourceCounts(StrictModel):
@@ -106,6 +113,9 @@ def build_clean_corpus(config: DataConfig) -> CleanManifest:
     old = read_manifest(folder)
     if old is not None and old.fingerprint == identity:
         return old
+    for source in config.sources:
+        if not any(source_covers(source, pair) for pair in pairs):
+            log.warning("source %s serves none of data.directions and is not read", source.name)
     with atomic_directory(folder) as part:
         builder = _Builder(config, part)
         for pair in track(pairs, len(pairs), "cleaning"):
@@ -115,14 +125,14 @@ def build_clean_corpus(config: DataConfig) -> CleanManifest:
         manifest = CleanManifest(
             fingerprint=identity, splits=builder.splits, sources=builder.sources
         )
-        write_text(part / _MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+        write_text(part / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
     return manifest
 
 
 def read_manifest(folder: Path) -> CleanManifest | None:
     """Returns the manifest of a clean corpus, or None if there is no valid one."""
     try:
-        text = (folder / _MANIFEST).read_text(encoding="utf-8")
+        text = (folder / MANIFEST).read_text(encoding="utf-8")
         return CleanManifest.model_validate_json(text)
     except (FileNotFoundError, UnicodeDecodeError, ValidationError):
         return None
@@ -143,6 +153,15 @@ def _fingerprint(
     )
 
 
+def expected_fingerprint(config: DataConfig) -> str | None:
+    """Returns the fingerprint that the clean corpus of a configuration has.
+
+    None if it cannot be told because the record of the fetched files is gone.
+    """
+    fetched = read_fetch_manifest(config)
+    return None if fetched is None else _fingerprint(config, language_pairs(config), fetched)
+
+
 class _Builder:
     """Carries what must outlive one language pair: held-out text, n-grams of train, counts."""
 
@@ -153,20 +172,18 @@ class _Builder:
         self._folder = folder
         self._held_out: dict[tuple[Split, LanguagePair], list[SentencePair]] = {}
         self._ngrams: dict[str, TrainNgrams] = {}
-        self._trained: dict[str, set[str]] = {}
 
     def add(self, pair: LanguagePair) -> None:
         """Reads, cleans, deduplicates and splits one language pair, and writes its train."""
         parts: dict[Split, list[SentencePair]] = {split: [] for split in SPLITS}
-        ngrams = self._ngrams.setdefault(pair[0], TrainNgrams())
-        trained = self._trained.setdefault(pair[0], set())
+        ngrams_a, ngrams_b = (self._ngrams.setdefault(code, TrainNgrams(code)) for code in pair)
         for row in self._clean_rows(pair):
             text = normalise(row.a)
             split = split_of(text, self._config.split)
             parts[split].append(row)
-            if split == "train" and text not in trained:
-                trained.add(text)
-                ngrams.add(text)
+            if split == "train":
+                ngrams_a.add(text)
+                ngrams_b.add(normalise(row.b))
         name = "-".join(pair)
         self.splits[name] = {split: _count(rows) for split, rows in parts.items()}
         _write(self._folder, "train", pair, (format_line(row) for row in parts["train"]))
@@ -246,8 +263,14 @@ class _Builder:
         """Marks and writes validation and test text, once all train text is known."""
         least = self._config.split.near_duplicate_containment
         for (split, pair), rows in self._held_out.items():
-            ngrams = self._ngrams[pair[0]]
-            marks = [ngrams.containment(normalise(row.a)) >= least for row in rows]
+            sides = [self._ngrams[code] for code in pair]
+            marks = [
+                any(
+                    ngrams.containment(normalise(text)) >= least
+                    for ngrams, text in zip(sides, (row.a, row.b), strict=True)
+                )
+                for row in rows
+            ]
             lines = (format_line(row, mark) for row, mark in zip(rows, marks, strict=True))
             _write(self._folder, split, pair, lines)
             counts = self.splits["-".join(pair)]

@@ -27,7 +27,7 @@ from hyperadapter.core.errors import DataError, FetchError
 from hyperadapter.core.files import require_space, sha256_file, write_text
 from hyperadapter.core.schema import StrictModel, fingerprint
 
-__all__ = ["FetchManifest", "SourceFile", "fetch", "raw_folder"]
+__all__ = ["FetchManifest", "SourceFile", "fetch", "raw_folder", "read_fetch_manifest"]
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +93,12 @@ def fetch(config: DataConfig) -> FetchManifest:
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_text(path, text)
     return manifest
+
+
+def read_fetch_manifest(config: DataConfig) -> FetchManifest | None:
+    """Returns what was fetched the last time, or None if there is no record of it."""
+    files = _read_manifest(raw_folder(config) / _MANIFEST)
+    return FetchManifest(files=files) if files else None
 
 
 def _read_manifest(path: Path) -> tuple[SourceFile, ...]:

@@ -35,7 +35,18 @@ from hyperadapter.core.errors import CorruptShardError, DataError
 from hyperadapter.core.files import atomic_directory, sha256_file, write_json
 from hyperadapter.core.schema import StrictModel, fingerprint
 
-__all__ = ["BlockEntry", "PairEntry", "ShardManifest", "ShardReader", "Side", "run", "verify"]
+__all__ = [
+    "SHARDED_SPLITS",
+    "BlockEntry",
+    "PairEntry",
+    "ShardManifest",
+    "ShardReader",
+    "Side",
+    "expected_fingerprint",
+    "read_manifest",
+    "run",
+    "verify",
+]
 
 log = logging.getLogger(__name__)
 
@@ -159,18 +170,11 @@ def run(config: DataConfig) -> dict[str, ShardManifest]:
         DataError: The clean text or the tokenizer is missing.
     """
     root = Path(config.folder)
-    clean = clean_fingerprint(root / "clean")
     tokenizer: Tokenizer = Tokenizer.load(root / "tokenizer")
     manifests: dict[str, ShardManifest] = {}
     for split in SHARDED_SPLITS:
         folder = root / "shards" / split
-        inputs = _Inputs(
-            split=split,
-            clean=clean,
-            tokenizer=tokenizer.fingerprint,
-            pairs=language_pairs(config),
-            shards=config.shards,
-        )
+        inputs = _inputs(config, split, tokenizer.fingerprint)
         if (folder / _MANIFEST).is_file():
             manifest = read_manifest(folder)
             if manifest.fingerprint == fingerprint(inputs):
@@ -178,6 +182,21 @@ def run(config: DataConfig) -> dict[str, ShardManifest]:
                 continue
         manifests[split] = _write_split(root, inputs, tokenizer)
     return manifests
+
+
+def expected_fingerprint(config: DataConfig, split: Split, tokenizer: str) -> str:
+    """Returns the fingerprint of the shards of a configuration, its clean text and a tokenizer."""
+    return fingerprint(_inputs(config, split, tokenizer))
+
+
+def _inputs(config: DataConfig, split: Split, tokenizer: str) -> _Inputs:
+    return _Inputs(
+        split=split,
+        clean=clean_fingerprint(Path(config.folder) / "clean"),
+        tokenizer=tokenizer,
+        pairs=language_pairs(config),
+        shards=config.shards,
+    )
 
 
 def read_manifest(folder: Path) -> ShardManifest:

@@ -12,6 +12,7 @@ import importlib.metadata
 import io
 import logging
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ __all__ = [
     "Tokenizer",
     "TokenizerManifest",
     "clean_fingerprint",
+    "expected_fingerprint",
     "run",
 ]
 
@@ -103,6 +105,15 @@ class Tokenizer:
             )
         return cls(model, manifest.fingerprint)
 
+    @staticmethod
+    def copy(source: Path, target: Path) -> None:
+        """Copies a tokenizer folder, so that a trained model keeps its tokenizer."""
+        if target.is_dir() and _read_manifest(target) == _read_manifest(source):
+            return
+        with atomic_directory(target) as part:
+            for name in (_MODEL, _VOCAB, _MANIFEST):
+                shutil.copyfile(source / name, part / name)
+
     @property
     def vocab_size(self) -> int:
         """Number of pieces, the four special ones included."""
@@ -123,6 +134,16 @@ class Tokenizer:
         return [str(self._processor.id_to_piece(i)) for i in range(self.vocab_size)]
 
 
+def expected_fingerprint(config: DataConfig) -> str:
+    """Returns the fingerprint that the tokenizer of a configuration and its clean text has."""
+    inputs = _Inputs(
+        clean=clean_fingerprint(Path(config.folder) / "clean"),
+        pairs=language_pairs(config),
+        tokenizer=config.tokenizer,
+    )
+    return fingerprint(inputs)
+
+
 def run(config: DataConfig) -> TokenizerManifest:
     """Trains the tokenizer of a data folder, unless it is there already.
 
@@ -132,19 +153,15 @@ def run(config: DataConfig) -> TokenizerManifest:
     """
     folder = Path(config.folder) / "tokenizer"
     clean = Path(config.folder) / "clean"
-    inputs = _Inputs(
-        clean=clean_fingerprint(clean),
-        pairs=language_pairs(config),
-        tokenizer=config.tokenizer,
-    )
+    expected = expected_fingerprint(config)
     if (folder / _MANIFEST).is_file():
         manifest = _read_manifest(folder)
-        if manifest.fingerprint == fingerprint(inputs):
+        if manifest.fingerprint == expected:
             return manifest
     available, sample = _sample(clean, config)
     text = [line for code in sample for line in sample[code]]
     log.info("tokenizer: %d pieces from %d texts", config.tokenizer.vocab_size, len(text))
-    tokenizer = Tokenizer(_train(text, config.tokenizer), fingerprint(inputs))
+    tokenizer = Tokenizer(_train(text, config.tokenizer), expected)
     with atomic_directory(folder) as part:
         (part / _MODEL).write_bytes(tokenizer._processor.serialized_model_proto())
         write_text(part / _VOCAB, "".join(f"{piece}\n" for piece in tokenizer.pieces()))

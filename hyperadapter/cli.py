@@ -8,13 +8,14 @@ configuration, 75 interrupted and resumable. Heavy imports stand inside the comm
 from __future__ import annotations
 
 import functools
+import io
 import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -68,17 +69,21 @@ def _print_json(value: Any) -> None:
 
 def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Prints a table whose first column is text and whose others are aligned to the right."""
+    from rich import box
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
     console = Console()
-    # A pipe has no width: never cut or wrap what another program may read.
-    (console if console.is_terminal else Console(width=200)).print(table)
+    # Never cut a number, even where lines then wrap; a pipe has no width at all.
+    width = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    console.print(title, markup=False, highlight=False, soft_wrap=True)
+    Console(width=max(width, console.width)).print(table)
 
 
 def _cell(value: Any) -> str:
@@ -86,7 +91,7 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -94,9 +99,9 @@ def _cell(value: Any) -> str:
 @click.option("-v", "--verbose", is_flag=True, help="Also logs details.")
 def cli(verbose: bool) -> None:
     """Trains and uses multilingual translation models with hyper-adapters."""
-    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
-    level = logging.DEBUG if verbose else logging.INFO if rank == 0 else logging.WARNING
-    prefix = "" if rank == 0 else f"rank {rank} "
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    level = logging.DEBUG if verbose else logging.INFO if rank == "0" else logging.WARNING
+    prefix = "" if rank == "0" else f"rank {rank} "
     logging.basicConfig(
         level=level,
         format=f"%(asctime)s {prefix}%(levelname)s %(message)s",
@@ -221,7 +226,7 @@ def model_group() -> None:
 )
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Changes one value.")
 @click.option("--vocab-size", type=click.IntRange(min=1), help="Pieces, for a model file.")
-@click.option("--num-languages", type=click.IntRange(min=1), help="Languages, for a model file.")
+@click.option("--num-languages", type=click.IntRange(min=2), help="Languages, for a model file.")
 @click.option("--num-directions", type=click.IntRange(min=1), help="Directions, for a model file.")
 @json_option
 def model_describe(as_json: bool, **options: Any) -> None:
@@ -273,7 +278,20 @@ def evaluate(config: RunConfig, split: HeldOutSplit, as_json: bool) -> None:
 @click.option("--src", required=True, metavar="CODE", help="Source language, e.g. de.")
 @click.option("--tgt", required=True, metavar="CODE", help="Target language, e.g. en.")
 @click.option("--beam-size", type=click.IntRange(min=1), help="Instead of the run's.")
-def translate(run_dir: Path, src: str, tgt: str, beam_size: int | None) -> None:
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="auto: a GPU if there is one.",
+)
+def translate(
+    run_dir: Path,
+    src: str,
+    tgt: str,
+    beam_size: int | None,
+    device: Literal["auto", "cpu", "cuda"],
+) -> None:
     """Translates lines from stdin to stdout."""
     from hyperadapter.checkpoint.layout import newest_checkpoint
     from hyperadapter.config import RunConfig
@@ -282,12 +300,14 @@ def translate(run_dir: Path, src: str, tgt: str, beam_size: int | None) -> None:
 
     overrides = () if beam_size is None else (f"evaluation.beam_size={beam_size}",)
     config = load_config(RunConfig, run_dir / "config.yaml", overrides)
-    device = choose_device(config.training.device)
-    translator = Translator.from_checkpoint(newest_checkpoint(run_dir), config, device)
+    checkpoint = newest_checkpoint(run_dir)
+    translator = Translator.from_checkpoint(checkpoint, config, choose_device(device))
     try:
-        texts = sys.stdin.buffer.read().decode("utf-8").removesuffix("\n").split("\n")
+        texts = io.TextIOWrapper(sys.stdin.buffer, "utf-8", newline="\n").read().split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"stdin is not UTF-8 at byte {error.start}; convert it first") from error
+    if texts[-1] == "":  # what follows the last line's end
+        texts.pop()
     for line in translator.translate(texts, src, tgt):
         click.echo(line)
 
@@ -337,4 +357,16 @@ def main() -> None:
         kind = "configuration error" if isinstance(error, ConfigError) else "error"
         click.echo(f"{kind}: {error}", err=True)
         sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # Who read our output has gone, as `head` does; there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        click.echo(
+            f"error: {place}{error.strerror or error}; check the path and its permissions "
+            "(data.folder and run_dir are where files are written)",
+            err=True,
+        )
+        sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.config import DataConfig
+from hyperadapter.core.languages import family_of
 from hyperadapter.core.schema import StrictModel
 
 __all__ = [
@@ -159,7 +160,9 @@ class ValidationConfig(StrictModel):
 class TrainingConfig(StrictModel):
     """Optimisation, its processes and its precision."""
 
-    seed: int = Field(default=1, description="Of initialisation, dropout and data order")
+    seed: int = Field(
+        default=1, ge=0, lt=2**32, description="Of initialisation, dropout and data order"
+    )
     num_processes: int = Field(default=1, ge=1, description="Started here when no launcher did")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU if any")
     precision: Literal["fp32", "bf16"] = Field(
@@ -273,3 +276,36 @@ class RunConfig(StrictModel):
                 "or lower the other"
             )
         return self
+
+    @model_validator(mode="after")
+    def _target_is_visible(self) -> RunConfig:
+        tags = self.data.tags
+        if "target" in (tags.encoder, tags.decoder):
+            return self
+        targets: dict[str, list[str]] = {}
+        for src, tgt in self.data.resolved_directions():
+            targets.setdefault(src, []).append(tgt)
+        for src, codes in targets.items():
+            hidden = self._alike_to_adapters(codes)
+            if len(hidden) > 1:
+                raise ValueError(
+                    f"nothing tells the model whether to translate {src} into "
+                    f"{' or '.join(hidden)}: data.tags.encoder is {tags.encoder!r}, "
+                    f"data.tags.decoder is {tags.decoder!r}, and adapters of kind "
+                    f"{self.model.adapter.kind!r} do not tell them apart; set "
+                    "data.tags.decoder (or data.tags.encoder) to target"
+                )
+        return self
+
+    def _alike_to_adapters(self, targets: list[str]) -> list[str]:
+        """Returns those targets of one source that have the adapters of another one."""
+        adapter = self.model.adapter
+        if adapter.kind in ("language", "direction"):
+            return []
+        if adapter.kind == "family":
+            families = [family_of(code) for code in targets]
+            return [c for c, f in zip(targets, families, strict=True) if families.count(f) > 1]
+        hyper = adapter.hyper_network
+        if adapter.kind == "hyper" and hyper is not None:
+            return [] if "tgt" in hyper.encoder_inputs + hyper.decoder_inputs else targets
+        return targets

@@ -9,7 +9,7 @@ from typing import Any
 from hyperadapter.config import ModelConfig, RunConfig
 from hyperadapter.core.errors import ConfigError
 from hyperadapter.core.languages import Direction, known_languages
-from hyperadapter.core.schema import load_config, read_yaml
+from hyperadapter.core.schema import load_config, read_config_tree
 from hyperadapter.model.accounting import adapter_size, count_flops, count_parameters
 from hyperadapter.model.vocabulary import Vocabulary
 
@@ -42,7 +42,7 @@ def describe_model(
     Raises:
         ConfigError: The file is no run and no model, or a size is missing.
     """
-    if "training" in read_yaml(path):
+    if "training" in read_config_tree(path):
         run = load_config(RunConfig, path, overrides)
         given = {"--vocab-size": vocab_size, "--num-languages": num_languages}
         clash = [name for name, value in given.items() if value is not None]

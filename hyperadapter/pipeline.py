@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.local import EXIT_INTERRUPTED, launched_externally, run_ranks
 from hyperadapter.config import RunConfig
-from hyperadapter.core.errors import Interrupted, TrainingError
+from hyperadapter.core.errors import ConfigError, Interrupted, TrainingError
 from hyperadapter.core.events import read_metric
 from hyperadapter.core.files import read_json, write_json
 
@@ -126,7 +126,12 @@ def train(config: RunConfig) -> None:
     if code == EXIT_INTERRUPTED:
         raise Interrupted(f"training in {config.run_dir} was stopped; the same command resumes")
     if code:
-        raise TrainingError(f"training in {config.run_dir} failed with exit code {code}, see above")
+        from hyperadapter.training.trainer import open_tracker
+
+        # A rank that was killed could not say so.
+        open_tracker(config).finish("FAILED")
+        kind = ConfigError if code == ConfigError.exit_code else TrainingError
+        raise kind(f"training in {config.run_dir} failed with exit code {code}, see above")
 
 
 def stats(config: RunConfig) -> dict[str, Any]:
@@ -152,7 +157,7 @@ def evaluate(config: RunConfig, split: HeldOutSplit) -> EvaluationResult:
     run_dir = Path(config.run_dir)
     device = choose_device(config.training.device)
     result = evaluate_run(run_dir, config, split, device=device)
-    with open_tracker(config) as tracker:
+    with open_tracker(config, owns_status=False) as tracker:
         tracker.log_metrics(_flat_scores(result), result.step)
         tracker.log_figure(build_direction_figure(result), f"directions_{split}")
         curves = {
@@ -179,6 +184,7 @@ def run(config: RunConfig) -> tuple[EvaluationResult, dict[str, Any]]:
     Returns:
         The scores on the test split, and the summary.
     """
+    _check_before_anything(config)
     run_dir = Path(config.run_dir)
     clock = _PhaseClock(run_dir / "phases.json")
     clock.run("fetch", lambda: fetch(config))
@@ -190,6 +196,30 @@ def run(config: RunConfig) -> tuple[EvaluationResult, dict[str, Any]]:
     summary = _summary(config, result, clock.seconds)
     write_json(run_dir / "summary.json", summary)
     return result, summary
+
+
+def _check_before_anything(config: RunConfig) -> None:
+    """Finds what would end the job later, or would replace the data of another experiment.
+
+    Raises:
+        ConfigError: The run cannot end well.
+    """
+    from hyperadapter.evaluation.translate import choose_device
+    from hyperadapter.training import preflight
+
+    if launched_externally():
+        raise ConfigError(
+            "`hyperadapter run` starts the processes of training itself; under torchrun or srun "
+            "use `hyperadapter train`, and the data and evaluate commands in one process"
+        )
+    if config.data.split.test_fraction == 0 or config.data.split.valid_fraction == 0:
+        raise ConfigError(
+            "data.split.test_fraction and data.split.valid_fraction must be above 0 for "
+            "`hyperadapter run`, which validates and scores"
+        )
+    preflight.check_identity(config)
+    preflight.check_world(config, config.training.num_processes)
+    choose_device(config.training.device)
 
 
 class _PhaseClock:
@@ -288,4 +318,5 @@ def where_to_look(config: RunConfig) -> Iterable[str]:
     yield f"text     {run_dir / 'evaluation'}"
     if config.tracking.enabled:
         yield f"MLflow   {ui_command(resolve_uri(run_dir, config.tracking.uri))}"
-    yield f"use it   hyperadapter translate --run {run_dir} --src de --tgt en < in > out"
+    src, tgt = config.data.resolved_directions()[-1]
+    yield f"use it   hyperadapter translate --run {run_dir} --src {src} --tgt {tgt} < in > out"

@@ -150,6 +150,8 @@ class Tracker:
         run: What MLflow is told.
         config_file: The resolved configuration, kept as the artifact `config.yaml`.
         send_every_s: Pause between looks at the event file.
+        owns_status: False for what is added to a run, such as an evaluation: the run keeps the
+            status that its training gave it.
 
     Raises:
         ConfigError: The tracking URI cannot be used.
@@ -162,12 +164,15 @@ class Tracker:
         run: TrackedRun,
         config_file: Path | None = None,
         send_every_s: float = _SEND_EVERY_S,
+        owns_status: bool = True,
     ) -> None:
         self.run_dir = run_dir
+        self._owns_status = owns_status
         self.uri = resolve_uri(run_dir, run.uri)
         self._events = EventWriter(run_dir)
         _prepare_state(run_dir, run, self.uri)
-        self._events.write(status="RUNNING")
+        if owns_status:
+            self._events.write(status="RUNNING")
         if run.tags:
             self._events.write(tags=dict(run.tags))
         if run.params:
@@ -206,7 +211,8 @@ class Tracker:
             The number of events that should be in MLflow but are not; they stay in the run folder.
         """
         if not self._events.closed:
-            self.set_status(status)
+            if self._owns_status:
+                self.set_status(status)
             self._events.close()
         if self._sender is None:
             return 0

@@ -1,17 +1,23 @@
-"""A small corpus of invented but regular bitext, and runs of the real command on it."""
+"""A small corpus of invented but regular bitext, and runs of the real command on it.
+
+English and German come as gettext catalogs in a wheel, English and French as tab-separated columns.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import polib
 import pytest
 
-from hyperadapter.core.files import write_json, write_text
+from hyperadapter.core.files import sha256_file, write_json, write_text
 
 WORDS = {
     "en": [
@@ -65,6 +71,9 @@ WORDS = {
 }
 """Word k of one language translates word k of the others."""
 
+NOT_IN_THE_CORPUS = {"fuzzy": 1, "obsolete": 1, "untranslated": 1, "no English text": 1}
+"""Entries of the German catalogs that are no translations, by the reason to skip them."""
+
 RunCommand = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -74,31 +83,94 @@ def sentences(language: str, count: int, seed: int) -> list[str]:
     rows = [
         generator.integers(0, len(WORDS["en"]), generator.integers(4, 10)) for _ in range(count)
     ]
-    return [" ".join(WORDS[language][word] for word in row) + f" {i}" for i, row in enumerate(rows)]
+    return [
+        " ".join(WORDS[language][word] for word in row) + f" {i % 10}" for i, row in enumerate(rows)
+    ]
+
+
+def bitext(language: str, count: int, seed: int) -> list[tuple[str, str]]:
+    """Draws sentences in English and their translations."""
+    columns = (sentences(code, count, seed) for code in ("en", language))
+    return list(zip(*columns, strict=True))
+
+
+GERMAN = bitext("de", 600, 0)
+FRENCH = bitext("fr", 200, 1)
+
+
+def _catalog(entries: Sequence[polib.POEntry]) -> polib.POFile:
+    catalog = polib.POFile(wrapwidth=78)  # long texts go over several lines, as tools write them
+    catalog.metadata = {
+        "Content-Type": "text/plain; charset=UTF-8",
+        "Plural-Forms": "nplurals=2; plural=n != 1;",
+    }
+    catalog.extend(entries)
+    return catalog
+
+
+def _entries(rows: Sequence[tuple[str, str]]) -> list[polib.POEntry]:
+    return [polib.POEntry(msgid=a, msgstr=b) for a, b in rows]
+
+
+def write_wheel(folder: Path, rows: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Writes a wheel with German catalogs of every kind, and returns it as a source.
+
+    One domain has a `.po` with what is no translation besides, one a `.mo` only, and one keys that
+    are symbolic, with the English in a comment, as Plone writes them.
+    """
+    plain = _entries(rows[0::3])
+    plain.append(polib.POEntry(msgid="the fuzzy house", msgstr="das alte Boot", flags=["fuzzy"]))
+    plain.append(polib.POEntry(msgid="the former house", msgstr="das Ex-Haus", obsolete=True))
+    plain.append(polib.POEntry(msgid="the house without a translation"))
+    symbolic = [
+        polib.POEntry(msgid=f"label_text_{i}", msgstr=b, comment=f'Default: "{a}"')
+        for i, (a, b) in enumerate(rows[2::3])
+    ]
+    symbolic.append(polib.POEntry(msgid="label_without_default", msgstr="das Haus ohne Text"))
+    members = {
+        "plain.po": str(_catalog(plain)).encode(),
+        "binary.mo": _catalog(_entries(rows[1::3])).to_binary(),
+        "symbolic.po": str(_catalog(symbolic)).encode(),
+    }
+    folder.mkdir(parents=True)
+    path = folder / "tiny_locales-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            # A ZipInfo of its own has a fixed time, so that the checksum is always the same.
+            archive.writestr(zipfile.ZipInfo(f"tiny/locales/de/LC_MESSAGES/{name}"), content)
+    return {
+        "format": "gettext_wheel",
+        "name": "de",
+        "package": "tiny.locales",
+        "version": "1.0",
+        "sha256": sha256_file(path),
+        "license": "CC0-1.0",
+    }
+
+
+def write_tsv(path: Path, rows: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Writes English and French in two columns, and returns them as a source."""
+    write_text(path, "".join(f"{a}\t{b}\n" for a, b in rows))
+    return {"format": "tsv", "name": "fr", "languages": ["en", "fr"], "path": str(path)}
 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data and `run.yaml`, prepared up to the shards."""
     folder = tmp_path_factory.mktemp("corpus")
-    sources = []
-    for number, (language, count) in enumerate({"de": 600, "fr": 200}.items()):
-        rows = zip(sentences("en", count, number), sentences(language, count, number), strict=True)
-        path = folder / f"en-{language}.tsv"
-        write_text(path, "".join(f"{a}\t{b}\n" for a, b in rows))
-        sources.append(
-            {"format": "tsv", "name": language, "languages": ["en", language], "path": str(path)}
-        )
     tree = {
         "name": "tiny",
         "run_dir": str(folder / "run"),
         "data": {
             "folder": str(folder / "data"),
             "languages": ["en", "de", "fr"],
-            "sources": sources,
+            "sources": [
+                write_wheel(folder / "data" / "raw", GERMAN),
+                write_tsv(folder / "en-fr.tsv", FRENCH),
+            ],
             "clean": {"min_letters": 0.3, "max_english_copy": 1.0},
             "split": {"valid_fraction": 0.1, "test_fraction": 0.1},
-            "tokenizer": {"vocab_size": 340},
+            "tokenizer": {"vocab_size": 336},
             "shards": {"block_sentences": 64, "max_sentence_tokens": 60},
         },
         "model": {

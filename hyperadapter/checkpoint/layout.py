@@ -10,9 +10,11 @@ A checkpoint without a manifest does not exist: it is written as `step-00000100.
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import Field
@@ -32,11 +34,13 @@ __all__ = [
     "newest_checkpoint",
     "prune",
     "read_manifest",
+    "removed_on_failure",
     "verify",
 ]
 
 WEIGHTS_FILE = "weights.safetensors"
 _MANIFEST = "manifest.json"
+_FULL_BYTES = 1_000_000
 _NAME = re.compile(r"^step-(\d{8,})$")
 
 
@@ -55,6 +59,7 @@ class CheckpointManifest(StrictModel):
     world_size: int
     zero_stage: int
     precision: str
+    data: str = Field(description="Fingerprint of the training shards")
     files: dict[str, FileRecord]
 
 
@@ -71,13 +76,32 @@ def new_part_folder(run_dir: Path, step: int) -> Path:
     return part
 
 
+@contextmanager
+def removed_on_failure(part: Path) -> Iterator[None]:
+    """Removes a part folder if the block fails, and names a full disk that torch does not name.
+
+    torch writes archives in C++ and reports a full disk as a RuntimeError.
+
+    Raises:
+        OSError: ENOSPC where torch raised a RuntimeError and the disk is full.
+    """
+    try:
+        yield
+    except BaseException as error:
+        full = part.exists() and shutil.disk_usage(part).free < _FULL_BYTES
+        shutil.rmtree(part, ignore_errors=True)
+        if full and isinstance(error, RuntimeError):
+            raise OSError(errno.ENOSPC, "the disk is full", str(part)) from error
+        raise
+
+
 def commit(part: Path, *, step: int, values: Mapping[str, str | int]) -> Path:
     """Writes the manifest of a part folder and gives the folder its final name.
 
     Args:
         part: From `new_part_folder`, with all files in it.
         step: Optimizer steps done.
-        values: The manifest's fingerprint, world_size, zero_stage and precision.
+        values: The manifest's fingerprint, world_size, zero_stage, precision and data.
     """
     files = {
         str(path.relative_to(part)): FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))

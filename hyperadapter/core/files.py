@@ -71,7 +71,11 @@ def atomic_open(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Yields an empty folder beside `path` that becomes `path` when the block ends without error.
 
-    An older folder at `path` is replaced. Left-overs of a killed process are removed.
+    Its files are flushed to disk first. An older folder at `path` is replaced. Left-overs of a
+    killed process are removed.
+
+    Raises:
+        DiskFullError: The disk is full; the partial folder has been removed.
     """
     part = path.with_name(path.name + _PART)
     shutil.rmtree(part, ignore_errors=True)
@@ -79,12 +83,20 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         part.mkdir(parents=True)
         try:
             yield part
+            _flush_files(part)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
         if path.exists():
             shutil.rmtree(path)
         os.replace(part, path)
+
+
+def _flush_files(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as stream:
+                os.fsync(stream.fileno())
 
 
 def write_text(path: Path, text: str) -> None:

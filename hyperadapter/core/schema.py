@@ -27,6 +27,7 @@ __all__ = [
     "flat_params",
     "load_config",
     "parse_config",
+    "read_config_tree",
     "read_yaml",
     "to_yaml",
 ]
@@ -125,7 +126,12 @@ def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _read_with_parents(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_config_tree(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Reads a YAML mapping with its `extends:` parents, not yet validated.
+
+    Raises:
+        ConfigError: A file is missing or is not a mapping, or `extends` goes in a circle.
+    """
     path = path.resolve()
     if path in chain:
         circle = " -> ".join(str(p) for p in (*chain, path))
@@ -143,7 +149,7 @@ def _resolve_extends(tree: dict[str, Any], path: Path, chain: tuple[Path, ...]) 
         return tree
     if not isinstance(parent, str):
         raise ConfigError(f"{path}: `extends` must be one path, not {parent!r}")
-    return _merge(_read_with_parents(path.parent / parent, chain), tree)
+    return _merge(read_config_tree(path.parent / parent, chain), tree)
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
@@ -169,7 +175,7 @@ def load_config(cls: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -
     Raises:
         ConfigError: A file is missing, a key is unknown, or a value is not allowed.
     """
-    tree = _read_with_parents(path)
+    tree = read_config_tree(path)
     for override in overrides:
         _apply_override(tree, override)
     return parse_config(cls, tree, str(path))
@@ -187,10 +193,17 @@ def parse_config(cls: type[ConfigT], tree: Mapping[str, Any], source: str) -> Co
     try:
         return cls.model_validate_json(text)
     except ValidationError as error:
-        lines = [_explain(cls, item) for item in error.errors()]
+        lines = [_explain(cls, item) for item in _own_mistakes(error)]
         raise ConfigError(
             f"{source} is not a valid configuration:\n  " + "\n  ".join(lines)
         ) from error
+
+
+def _own_mistakes(error: ValidationError) -> list[Any]:
+    """Drops `too few items` of lists whose items are there but were refused themselves."""
+    items = error.errors()
+    places = {item["loc"][:n] for item in items for n in range(len(item["loc"]))}
+    return [item for item in items if item["type"] != "too_short" or item["loc"] not in places]
 
 
 def _explain(cls: type[BaseModel], item: Any) -> str:

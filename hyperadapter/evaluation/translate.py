@@ -107,7 +107,9 @@ class Translator:
             DataError: The tokenizer is missing or damaged.
         """
         loaded = load_model(checkpoint / WEIGHTS_FILE, config, device)
-        tokenizer = Tokenizer.load(Path(config.data.folder) / "tokenizer")
+        # A run folder has its own copy, so that it works wherever it is put.
+        own = checkpoint.parents[1] / "tokenizer"
+        tokenizer = Tokenizer.load(own if own.is_dir() else Path(config.data.folder) / "tokenizer")
         return cls(loaded, tokenizer, config)
 
     def translate(self, texts: Sequence[str], src: str, tgt: str) -> list[str]:

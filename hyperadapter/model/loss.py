@@ -61,7 +61,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad.scatter_add_(1, target, grad.new_full(target.shape, smoothing - 1.0))
                 grad = grad.to(weight_VD.dtype)
                 torch.mm(grad, weight_VD, out=grad_hidden[chunk])
-                grad_weight.addmm_(grad.t().to(torch.float32), hidden.to(torch.float32))
+                if grad.dtype == grad_weight.dtype:
+                    grad_weight.addmm_(grad.t(), hidden)
+                else:
+                    # In bf16: a product in bf16, added up over the chunks in fp32.
+                    grad_weight += grad.t() @ hidden
         if grad_hidden is not None and grad_weight is not None:
             ctx.save_for_backward(grad_hidden, grad_weight.to(weight_VD.dtype))
         ctx.mark_non_differentiable(nll)

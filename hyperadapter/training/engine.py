@@ -14,7 +14,8 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,9 +24,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from cluster.local import launched_externally
 from hyperadapter.config import TrainingConfig
 from hyperadapter.core.errors import CheckpointError, ConfigError
 from hyperadapter.evaluation.translate import choose_device
+from hyperadapter.model.adapters import AdapterStack
 from hyperadapter.model.batch import Batch
 from hyperadapter.model.seq2seq import LossSums
 
@@ -80,41 +83,75 @@ def _launcher_rank(environment: Mapping[str, str]) -> tuple[int, int, int]:
     """Returns rank, local rank and world size as torchrun, our launcher or srun gave them."""
     if "RANK" in environment:
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-    elif int(environment.get("SLURM_NTASKS", "1")) > 1:
+    elif launched_externally(environment):
         names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
     else:
         return 0, 0, 1
     missing = [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if name not in environment]
     if missing:
         raise ConfigError(
-            f"the launcher set {names[0]} but not {', '.join(missing)}; start with torchrun, srun "
-            "from our batch template, or `hyperadapter train` alone"
+            f"a launcher gave this process a rank ({names[0]}={environment[names[0]]}) but not "
+            f"{', '.join(missing)}; torchrun sets all of them, under srun export MASTER_ADDR (the "
+            "first node) and MASTER_PORT (a free port)"
         )
-    rank, local_rank, size = (int(environment[name]) for name in names)
+    values = [environment[name] for name in names]
+    if not all(value.isdigit() for value in values):
+        raise ConfigError(
+            "the launcher's "
+            + ", ".join(f"{n}={v!r}" for n, v in zip(names, values, strict=True))
+            + " must be whole numbers"
+        )
+    rank, local_rank, size = map(int, values)
     return rank, local_rank, size
 
 
-def start_world(config: TrainingConfig, timeout_s: float = 1800.0) -> World:
-    """Joins the processes of this run.
+@contextmanager
+def start_world(config: TrainingConfig, timeout_s: float = 1800.0) -> Iterator[World]:
+    """Joins the processes of this run, and leaves them at the end.
 
     Raises:
-        ConfigError: A GPU was asked for and there is none.
+        ConfigError: A GPU was asked for and there is none, or fewer than processes on this node.
     """
     rank, local_rank, size = _launcher_rank(os.environ)
     cuda = choose_device(config.device).type == "cuda"
-    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(local_rank), "WORLD_SIZE": str(size)})
-    # DeepSpeed reads these at import.
-    os.environ["DS_ACCELERATOR"] = "cuda" if cuda else "cpu"
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "0" if size == 1 else "29500")
+    device = _gpu(local_rank) if cuda else torch.device("cpu")
+    # DeepSpeed reads all of these.
+    settings = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(local_rank),
+        "WORLD_SIZE": str(size),
+        "DS_ACCELERATOR": device.type,
+        "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),
+        "MASTER_PORT": os.environ.get("MASTER_PORT", "0"),
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     dist.init_process_group(
         "nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_s), rank=rank, world_size=size
     )
-    control = dist.new_group(backend="gloo") if size > 1 else None
-    return World(rank, size, device, control)
+    try:
+        yield World(rank, size, device, dist.new_group(backend="gloo") if size > 1 else None)
+    finally:
+        dist.destroy_process_group()
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _gpu(local_rank: int) -> torch.device:
+    """Returns this rank's GPU; a launcher may show each of its tasks one GPU only."""
+    count = torch.cuda.device_count()
+    index = 0 if count == 1 and "SLURM_PROCID" in os.environ else local_rank
+    if index >= count:
+        raise ConfigError(
+            f"process {local_rank} of this node has no GPU of its own: torch sees {count}. Start "
+            "as many processes as there are GPUs (training.num_processes), or use device: cpu"
+        )
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
+    return device
 
 
 def deepspeed_config(config: TrainingConfig, world_size: int) -> dict[str, Any]:
@@ -247,28 +284,37 @@ class Engine:
             raise CheckpointError(f"{folder} holds no state that DeepSpeed can load")
 
     def full_weights(self) -> dict[str, Tensor]:
-        """Gathers the weights in fp32 on the CPU; every rank must call it, rank 0 gets them."""
+        """Gathers the fp32 weights on the CPU; every rank must call it, rank 0 gets them.
+
+        With bf16 these are the optimizer's master weights, not the rounded ones.
+        """
+        import deepspeed
+        from deepspeed.utils import safe_get_full_fp32_param
+
         weights: dict[str, Tensor] = {}
         for name, parameter in self._engine.module.named_parameters():
-            with self._gathered(parameter):
+            if self.config.precision == "bf16":
+                full = safe_get_full_fp32_param(parameter)
                 if self.world.is_main:
-                    weights[name] = parameter.detach().float().cpu().clone()
+                    weights[name] = full.detach().cpu().clone()
+                continue
+            sharded = self.config.zero_stage == 3
+            with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
+                if self.world.is_main:
+                    weights[name] = parameter.detach().cpu().clone()
         return weights
-
-    def _gathered(self, parameter: nn.Parameter) -> Any:
-        import deepspeed
-
-        return deepspeed.zero.GatheredParameters([parameter], enabled=self.config.zero_stage == 3)
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decays matrices and stacked matrices; embeddings, gains and biases are not decayed."""
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    """Decays projections and stacked projections; embeddings, gains and biases are not decayed."""
+    matrices = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+    for stack in model.modules():
+        if isinstance(stack, AdapterStack):
+            matrices |= {id(stack.down_KLRD), id(stack.up_KLDR)}
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for parameter in model.parameters():
-        matrix = parameter.dim() in (2, 4) and id(parameter) not in embeddings
-        (decayed if matrix else others).append(parameter)
+        (decayed if id(parameter) in matrices else others).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": others, "weight_decay": 0.0},

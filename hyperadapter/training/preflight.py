@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import json
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hyperadapter.checkpoint.layout import complete_checkpoints
 from hyperadapter.config import RunConfig, check_world_size
-from hyperadapter.core.errors import ConfigError
+from hyperadapter.core.errors import ConfigError, TrainingError
 from hyperadapter.core.files import require_space, write_text
 from hyperadapter.core.schema import load_config, to_yaml
 from hyperadapter.tracking import resolve_uri
 
-__all__ = ["check_disk", "check_world", "freeze_config", "identity"]
+__all__ = [
+    "check_disk",
+    "check_identity",
+    "check_world",
+    "experiment_fingerprint",
+    "freeze_config",
+    "identity",
+    "lock_run",
+]
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +34,8 @@ _OPERATIONAL: dict[str, Any] = {
     "run_dir": ...,
     "tracking": ...,
     "evaluation": ...,
-    "data": {"folder"},
+    "name": ...,
+    "data": {"folder": ..., "stream": {"cache_bytes"}},
     "training": {
         "num_processes",
         "device",
@@ -40,14 +53,33 @@ def identity(config: RunConfig) -> dict[str, Any]:
     return tree
 
 
+def experiment_fingerprint(config: RunConfig) -> str:
+    """Returns 12 hexadecimal digits that identify what is trained, wherever and however fast."""
+    text = json.dumps(identity(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 def freeze_config(config: RunConfig) -> None:
-    """Writes the resolved configuration into the run folder, or checks it against the one there.
+    """Writes the resolved configuration into the run folder.
 
     Raises:
         ConfigError: The folder holds the checkpoints of another experiment.
     """
-    run_dir = Path(config.run_dir)
-    path = run_dir / "config.yaml"
+    check_identity(config)
+    write_text(_config_path(config), to_yaml(config))
+
+
+def _config_path(config: RunConfig) -> Path:
+    return Path(config.run_dir) / "config.yaml"
+
+
+def check_identity(config: RunConfig) -> None:
+    """Checks that the run folder does not hold another experiment.
+
+    Raises:
+        ConfigError: It does; the message names the keys that differ.
+    """
+    run_dir, path = Path(config.run_dir), _config_path(config)
     if path.exists() and complete_checkpoints(run_dir):
         before = load_config(RunConfig, path)
         changed = list(_differences(identity(before), identity(config)))
@@ -57,7 +89,25 @@ def freeze_config(config: RunConfig) -> None:
                 + "\n  ".join(changed)
                 + "\nchoose another run_dir (--set run_dir=...), or restore the values to resume"
             )
-    write_text(path, to_yaml(config))
+
+
+@contextmanager
+def lock_run(run_dir: Path) -> Iterator[None]:
+    """Holds a run folder against a second training in it; a killed process lets go by itself.
+
+    Raises:
+        TrainingError: Another process trains in the folder.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with open(run_dir / ".lock", "w", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TrainingError(
+                f"another process trains in {run_dir}; wait for it, stop it, or choose another "
+                "run_dir"
+            ) from error
+        yield
 
 
 def _differences(
@@ -96,6 +146,7 @@ def check_disk(config: RunConfig, num_parameters: int) -> None:
     checkpoint_bytes = num_parameters * 4 * 4
     if config.training.precision == "bf16":
         checkpoint_bytes += num_parameters * 2
-    keep = config.training.checkpoint.keep + 1
-    purpose = f"keeping {keep} checkpoints of {num_parameters:,} parameters"
+    existing = len(complete_checkpoints(Path(config.run_dir)))
+    keep = config.training.checkpoint.keep + 1 - min(existing, config.training.checkpoint.keep)
+    purpose = f"writing {keep} checkpoints of {num_parameters:,} parameters"
     require_space(Path(config.run_dir), keep * checkpoint_bytes, purpose)

@@ -26,5 +26,7 @@ def learning_rate(config: ScheduleConfig, peak: float, step: int, max_steps: int
     if config.kind == "cosine":
         progress = (step - warmup) / max(1, max_steps - warmup)
         return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * progress))
-    left = (max_steps - step) / max(1, config.decay_steps)
+    if config.decay_steps == 0:
+        return peak
+    left = (max_steps - step) / config.decay_steps
     return peak if left >= 1 else final + (peak - final) * left

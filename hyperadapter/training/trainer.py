@@ -14,10 +14,12 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import torch
 
+from data_pipeline.provenance import require_current
 from data_pipeline.stream import TrainStream, ValidStream
 from data_pipeline.tokenizer import Tokenizer
 from hyperadapter.checkpoint import layout
@@ -25,7 +27,7 @@ from hyperadapter.checkpoint.weights import WeightsInfo, save_weights
 from hyperadapter.config import RunConfig
 from hyperadapter.core.errors import CheckpointError, Interrupted, TrainingError
 from hyperadapter.core.files import translate_disk_full
-from hyperadapter.core.schema import fingerprint, flat_params
+from hyperadapter.core.schema import flat_params
 from hyperadapter.model.batch import Batch
 from hyperadapter.model.seq2seq import build_model
 from hyperadapter.model.vocabulary import Vocabulary
@@ -46,19 +48,22 @@ def train(config: RunConfig) -> None:
     Raises:
         ConfigError, DataError, CheckpointError, DiskFullError: Before the first step, if it cannot
             end well.
-        Interrupted: SIGTERM or SIGUSR1 arrived on any rank; a checkpoint was saved.
+        Interrupted: SIGTERM, SIGUSR1 or Ctrl-C reached any rank; a checkpoint was saved.
         TrainingError: The loss is not finite.
     """
     with ExitStack() as stack:
-        world = start_world(config.training)
+        stop = stack.enter_context(StopRequest())
+        world = stack.enter_context(start_world(config.training))
         preflight.check_world(config, world.size)
-        trainer = Trainer.build(config, world, stack)
+        if world.is_main:
+            stack.enter_context(preflight.lock_run(Path(config.run_dir)))
+        trainer = Trainer.build(config, world, stop, stack)
         trainer.resume()
         trainer.fit()
 
 
-def open_tracker(config: RunConfig) -> Tracker:
-    """Starts, or continues, the tracking of a run."""
+def open_tracker(config: RunConfig, owns_status: bool = True) -> Tracker:
+    """Starts, or continues, the tracking of a run; an evaluation does not own its status."""
     run_dir = Path(config.run_dir)
     run = TrackedRun(
         name=config.name,
@@ -66,21 +71,31 @@ def open_tracker(config: RunConfig) -> Tracker:
         uri=config.tracking.uri,
         enabled=config.tracking.enabled,
         params=flat_params(config),
-        tags={"fingerprint": fingerprint(config)},
+        tags={"fingerprint": preflight.experiment_fingerprint(config)},
     )
-    return Tracker(run_dir, run, config_file=run_dir / "config.yaml")
+    return Tracker(run_dir, run, config_file=run_dir / "config.yaml", owns_status=owns_status)
 
 
 class StopRequest:
-    """A flag that SIGTERM and SIGUSR1 set; the loop looks at it between steps."""
+    """A flag that a signal sets; the loop looks at it between steps."""
+
+    _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
     def __init__(self) -> None:
-        self.signal_name = ""
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._set)
+        self.is_set = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        self._before = {number: signal.signal(number, self._set) for number in self._SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _set(self, number: int, _: FrameType | None) -> None:
-        self.signal_name = signal.Signals(number).name
+        log.warning("%s: stopping after this step", signal.Signals(number).name)
+        self.is_set = True
 
 
 @dataclass
@@ -95,6 +110,7 @@ class Trainer:
         valid: Validation batches.
         vocabulary: Pieces, languages and directions.
         tokenizer: Fingerprint of the tokenizer.
+        data: Fingerprint of the training shards.
         tracker: Metrics; silent on all ranks but the main one.
         stop: Whether a signal asked to stop.
         step: Optimizer steps done.
@@ -108,18 +124,24 @@ class Trainer:
     valid: ValidStream
     vocabulary: Vocabulary
     tokenizer: str
+    data: str
     tracker: Tracker
     stop: StopRequest
     step: int = 0
     progress: Progress = field(default_factory=Progress)
 
     @classmethod
-    def build(cls, config: RunConfig, world: World, stack: ExitStack) -> Trainer:
+    def build(cls, config: RunConfig, world: World, stop: StopRequest, stack: ExitStack) -> Trainer:
         """Checks the run and builds its parts; `stack` closes them."""
         training = config.training
         if world.is_main:
             preflight.freeze_config(config)
+        data = require_current(config.data)
         tokenizer = Tokenizer.load(Path(config.data.folder) / "tokenizer")
+        if world.is_main:
+            Tokenizer.copy(
+                Path(config.data.folder) / "tokenizer", Path(config.run_dir) / "tokenizer"
+            )
         vocabulary = Vocabulary(
             tokenizer.vocab_size, config.data.languages, config.data.resolved_directions()
         )
@@ -158,18 +180,23 @@ class Trainer:
             valid=valid,
             vocabulary=vocabulary,
             tokenizer=tokenizer.fingerprint,
+            data=data,
             tracker=tracker,
-            stop=StopRequest(),
+            stop=stop,
         )
 
     def resume(self) -> None:
         """Loads the newest complete checkpoint, if there is one."""
-        found = layout.complete_checkpoints(Path(self.config.run_dir))
-        self.world.barrier()
-        if not found:
+        run_dir = Path(self.config.run_dir)
+        found = layout.complete_checkpoints(run_dir) if self.world.is_main else []
+        if found:
+            layout.verify(found[-1][1])
+        # One rank decides: the others may see an older listing of a network file system.
+        step = int(self.world.sum(torch.tensor(found[-1][0] if found else 0)).item())
+        if step == 0:
             return
-        step, folder = found[-1]
-        manifest = layout.verify(folder)
+        folder = layout.checkpoint_folder(run_dir, step)
+        manifest = layout.read_manifest(folder)
         training = self.config.training
         saved = (manifest.world_size, manifest.zero_stage)
         if saved != (self.world.size, training.zero_stage):
@@ -177,6 +204,11 @@ class Trainer:
                 f"{folder} was saved by {manifest.world_size} processes at ZeRO stage "
                 f"{manifest.zero_stage} and cannot be resumed by {self.world.size} at stage "
                 f"{training.zero_stage}; start as many processes as before (training.num_processes)"
+            )
+        if manifest.data != self.data:
+            raise CheckpointError(
+                f"{folder} was trained on other data than {self.config.data.folder} holds now; "
+                "restore the sources and build the data anew, or start in another run_dir"
             )
         self.engine.load(folder)
         self.step = step
@@ -205,19 +237,22 @@ class Trainer:
                 meter.add(result, batches.target_tokens)
                 self.progress.target_tokens += batches.target_tokens
                 last = self.step == training.max_steps
-                if last or self.step % training.log_every_steps == 0:
+                stopping = self.world.any(self.stop.is_set)
+                saving = last or stopping or self.step % training.checkpoint.every_steps == 0
+                # What is saved has been seen to be finite.
+                if saving or self.step % training.log_every_steps == 0:
                     self._report(meter.read(), rate, started, first)
-                stopping = self.world.any(bool(self.stop.signal_name))
                 paused = time.monotonic()
-                if last or self.step % training.validation.every_steps == 0:
-                    self.validate()
-                if last or stopping or self.step % training.checkpoint.every_steps == 0:
+                # Saving comes first: who sent the signal may not wait for a validation.
+                if saving:
                     self.save()
-                if stopping and not last:
+                if stopping:
                     raise Interrupted(
                         f"stopped by a signal at step {self.step} of {training.max_steps}; the "
                         "same command resumes"
                     )
+                if last or self.step % training.validation.every_steps == 0:
+                    self.validate()
                 meter.skip_time(time.monotonic() - paused)
 
     def _dropout_seeds(self) -> list[int]:
@@ -235,8 +270,9 @@ class Trainer:
         training = self.config.training
         if not math.isfinite(reading.loss) or not math.isfinite(reading.grad_norm):
             raise TrainingError(
-                f"step {self.step}: loss {reading.loss}, gradient norm {reading.grad_norm}; resume "
-                "with a lower training.learning_rate or clip_norm in a new run_dir"
+                f"step {self.step}: loss {reading.loss}, gradient norm {reading.grad_norm}; "
+                "nothing was saved since. Start again in a new run_dir with a lower "
+                "training.learning_rate or training.clip_norm"
             )
         names = map(str, self.vocabulary.directions)
         passes = dict(zip(names, self.stream.passes(self.step).tolist(), strict=True))
@@ -296,7 +332,7 @@ class Trainer:
         """Writes a checkpoint beside, then gives it its name; every rank must call it."""
         run_dir, training = Path(self.config.run_dir), self.config.training
         part = layout.checkpoint_folder(run_dir, self.step).with_suffix(".part")
-        with translate_disk_full(part):
+        with translate_disk_full(part), layout.removed_on_failure(part):
             if self.world.is_main:
                 layout.new_part_folder(run_dir, self.step)
             self.world.barrier()
@@ -305,17 +341,21 @@ class Trainer:
             weights = self.engine.full_weights()
             if self.world.is_main:
                 info = WeightsInfo(
-                    self.step, fingerprint(self.config), self.vocabulary, self.tokenizer
+                    self.step,
+                    preflight.experiment_fingerprint(self.config),
+                    self.vocabulary,
+                    self.tokenizer,
                 )
                 save_weights(part / layout.WEIGHTS_FILE, weights, info.to_metadata())
             self.world.barrier()
             if self.world.is_main:
                 self.progress.save(part)
                 values: dict[str, str | int] = {
-                    "fingerprint": fingerprint(self.config),
+                    "fingerprint": preflight.experiment_fingerprint(self.config),
                     "world_size": self.world.size,
                     "zero_stage": training.zero_stage,
                     "precision": training.precision,
+                    "data": self.data,
                 }
                 folder = layout.commit(part, step=self.step, values=values)
                 layout.prune(run_dir, training.checkpoint.keep)

@@ -113,7 +113,7 @@ def test_a_full_disk_is_foreseen_and_survived(
         pytest.skip("a small file system cannot be mounted here (needs root)")
     try:
         changes = [f"run_dir={small / 'run'}", "training.checkpoint.keep=9"]
-        expect("train", changes, 1, "keeping 10 checkpoints", "MB free")
+        expect("train", changes, 1, "writing 10 checkpoints", "MB free")
         (small / "fill").write_bytes(bytes(shutil.disk_usage(small).free))
         expect("train", changes, 1, "no space left on the disk while writing")
         assert not list(small.rglob("*.part"))

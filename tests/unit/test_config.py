@@ -165,6 +165,58 @@ def test_a_hyper_network_may_wait_for_its_kind() -> None:
     assert config.model.adapter.kind == "language"
 
 
+NO_TAGS = {"encoder": "source", "decoder": "none"}
+THREE: dict[str, Any] = {
+    "data__languages": ["en", "de", "nl"],
+    "data__sources": [
+        {"format": "tsv", "name": code, "languages": ["en", code], "path": "bitext.tsv"}
+        for code in ("de", "nl")
+    ],
+}
+
+
+def hyper(*inputs: str) -> dict[str, Any]:
+    network = {"hyper_dim": 8, "encoder_inputs": ["src", "layer"], "decoder_inputs": list(inputs)}
+    return {"kind": "hyper", "hyper_network": network}
+
+
+@pytest.mark.parametrize("adapter", [{"kind": "none"}, {"kind": "family"}, hyper("src", "layer")])
+def test_a_hidden_target_is_refused(adapter: dict[str, Any]) -> None:
+    kind = adapter["kind"]
+    message = (
+        "nothing tells the model whether to translate en into de or nl: data.tags.encoder is "
+        f"'source', data.tags.decoder is 'none', and adapters of kind '{kind}' do not tell them "
+        r"apart; set data.tags.decoder \(or data.tags.encoder\) to target"
+    )
+    with pytest.raises(ConfigError, match=message):
+        parse(**THREE, data__tags=NO_TAGS, model__adapter=adapter)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data__tags": {"encoder": "target", "decoder": "none"}},
+        {"data__tags": {"encoder": "none", "decoder": "target"}},
+        {"data__tags": NO_TAGS, "model__adapter": {"kind": "language"}},
+        {"data__tags": NO_TAGS, "model__adapter": {"kind": "direction"}},
+        {"data__tags": NO_TAGS, "model__adapter": hyper("tgt")},
+        {"data__tags": NO_TAGS, "data__directions": ["de-en", "nl-en"]},
+    ],
+)
+def test_a_visible_target_is_accepted(changes: dict[str, Any]) -> None:
+    parse(**THREE, **changes)
+
+
+def test_families_tell_targets_apart_when_each_has_its_own() -> None:
+    sources = [THREE["data__sources"][0], THREE["data__sources"][1] | {"languages": ["en", "uk"]}]
+    parse(
+        data__languages=["en", "de", "uk"],
+        data__sources=sources,
+        data__tags=NO_TAGS,
+        model__adapter={"kind": "family"},
+    )
+
+
 def test_a_resolved_configuration_is_read_back(tmp_path: Path) -> None:
     config = parse()
     (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")

@@ -7,7 +7,7 @@ import pytest
 from hyperadapter.checkpoint import layout
 from hyperadapter.core.errors import CheckpointError
 
-VALUES = {"fingerprint": "f", "world_size": 2, "zero_stage": 2, "precision": "fp32"}
+VALUES = {"fingerprint": "f", "world_size": 2, "zero_stage": 2, "precision": "fp32", "data": "d"}
 
 
 def save(run_dir: Path, step: int) -> Path:

@@ -63,6 +63,7 @@ def test_signals_reach_every_rank_and_75_is_kept(sent: signal.Signals, tmp_path:
 
 def test_knows_other_launchers() -> None:
     assert launched_externally({"RANK": "0"})
-    assert launched_externally({"SLURM_NTASKS": "4", "SLURM_PROCID": "1"})
+    assert launched_externally({"SLURM_NTASKS": "4", "SLURM_PROCID": "1", "SLURM_STEP_ID": "0"})
+    assert not launched_externally({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"})
     assert not launched_externally({"SLURM_NTASKS": "1"})
     assert not launched_externally({})

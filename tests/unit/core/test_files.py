@@ -152,6 +152,43 @@ def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> Non
     assert tree(tmp_path) == {"folder/a": b"old"}
 
 
+def test_the_files_of_a_folder_are_on_the_disk_before_it_appears(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "folder"
+    flushed: set[int] = set()
+
+    def watch(descriptor: int) -> None:
+        assert not path.exists()
+        flushed.add(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    with atomic_directory(path) as part:
+        (part / "deep").mkdir()
+        for name in ("a", "deep/b"):
+            (part / name).write_text(name)
+    assert flushed == {(path / name).stat().st_ino for name in ("a", "deep/b")}
+
+
+def test_a_disk_that_is_full_at_the_flush_leaves_the_old_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a").write_text("old")
+
+    def full(_: int) -> NoReturn:
+        raise OSError(errno.ENOSPC, "full")
+
+    def fill() -> None:
+        with atomic_directory(tmp_path / "folder") as part:
+            (part / "a").write_text("new")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskFullError, match="folder"):
+        fill()
+    assert tree(tmp_path) == {"folder/a": b"old"}
+
+
 def test_leftovers_of_a_killed_process_do_not_come_in(tmp_path: Path) -> None:
     (tmp_path / "folder.part").mkdir()
     (tmp_path / "folder.part" / "junk").touch()

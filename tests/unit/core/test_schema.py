@@ -307,6 +307,24 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     assert str(caught.value).count("\n") == 3
 
 
+class Kennel(StrictModel):
+    """A list that must not be empty."""
+
+    pets: tuple[Cat, ...] = Field(min_length=1)
+    names: tuple[str, ...] = Field(min_length=1)
+
+
+def test_a_mistake_in_an_item_does_not_make_its_list_too_short() -> None:
+    tree = {"pets": [{"kind": "cat", "live": 1}], "names": []}
+    with pytest.raises(ConfigError) as caught:
+        parse_config(Kennel, tree, "test")
+    first, *lines = str(caught.value).split("\n")
+    assert first == "test is not a valid configuration:"
+    assert len(lines) == 2
+    assert "pets.0.live: unknown key (did you mean 'lives'?)" in lines[0]
+    assert "names: Tuple should have at least 1 item" in lines[1]
+
+
 def test_a_configuration_cannot_be_changed() -> None:
     run = Run(name="x")
     with pytest.raises(ValidationError, match="frozen"):

@@ -21,6 +21,7 @@ from data_pipeline.bitext import (
 )
 from data_pipeline.config import DataConfig
 from hyperadapter.core.errors import ConfigError, DataError
+from hyperadapter.core.files import write_json
 from hyperadapter.core.languages import Direction
 
 WHEEL = {
@@ -129,6 +130,31 @@ def test_a_damaged_line_is_located(tmp_path: Path) -> None:
     path.write_text("a\tyes\tja\t0\na\tno\tnein\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"en-de\.tsv:2 has 3 columns instead of 4; .*build"):
         read_split(tmp_path, "valid", ("en", "de"))
+
+
+def test_a_last_line_without_its_end_is_damage(tmp_path: Path) -> None:
+    path = split_path(tmp_path, "train", ("en", "de"))
+    path.parent.mkdir()
+    path.write_text("a\tyes\tja\na\tno\tne", encoding="utf-8")
+    with pytest.raises(DataError, match=r"en-de\.tsv:2 is cut short\. Delete .* build the data"):
+        read_split(tmp_path, "train", ("en", "de"))
+
+
+@pytest.mark.parametrize("promised", [1, 3])
+def test_a_file_must_have_as_many_pairs_as_the_manifest_says(tmp_path: Path, promised: int) -> None:
+    path = split_path(tmp_path, "train", ("en", "de"))
+    path.parent.mkdir()
+    path.write_text("a\tyes\tja\na\tno\tnein\n", encoding="utf-8")
+    for number in (2, promised):
+        counts = {"en-de": {"train": {"num_pairs": number}}}
+        write_json(tmp_path / "manifest.json", {"splits": counts})
+        if number == 2:
+            assert len(read_split(tmp_path, "train", ("en", "de"))) == 2
+    message = (
+        rf"en-de\.tsv has 2 sentence pairs, but .*manifest\.json promises {promised}; .* Delete"
+    )
+    with pytest.raises(DataError, match=message):
+        read_split(tmp_path, "train", ("en", "de"))
 
 
 def test_a_pair_that_is_not_there(tmp_path: Path) -> None:

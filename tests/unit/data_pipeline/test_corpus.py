@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from data_pipeline.bitext import SPLITS, read_split
-from data_pipeline.config import DataConfig
+from data_pipeline.config import DataConfig, SplitConfig
 from data_pipeline.corpus import build_clean_corpus, clean_folder, read_manifest
+from data_pipeline.split import split_of
 from hyperadapter.core.errors import DataError
 
 MakeConfig = Callable[..., DataConfig]
@@ -94,6 +95,48 @@ def test_near_duplicates_are_marked_alike_in_all_pairs(config: DataConfig) -> No
         )
     # "{x} went to the {y} yesterday" has two 5-grams, and train has some x and y of each.
     assert all(marks.values())
+
+
+@pytest.mark.parametrize("other", ["de", "cs"])
+def test_a_pair_is_marked_when_its_other_side_stands_in_train(
+    tmp_path: Path, make_config: MakeConfig, other: str
+) -> None:
+    """The training text may come from another language pair with that language."""
+    english = [f"{x}{y}" for x in LETTERS for y in LETTERS]
+    split = SplitConfig(valid_fraction=0.1, test_fraction=0.1)
+    held_out = [text for text in english if split_of(text, split) == "test"]
+    train = [text for text in english if split_of(text, split) == "train"]
+    german = {text: f"{text}de" for text in english}
+    czech = {f"{text} cs": f"{text} cs-de" for text in english}
+    german[held_out[0]] = "Zwei Wörter!"
+    if other == "de":
+        german[train[0]] = "zwei  wörter"
+    else:
+        czech[next(text for text in czech if split_of(text, split) == "train")] = "zwei  wörter"
+    sources = [
+        write_tsv(tmp_path, "toy-de", list(german.items())),
+        write_tsv(tmp_path, "more-de", list(czech.items())) | {"languages": ["cs", "de"]},
+    ]
+    config = make_config(
+        tmp_path / "data",
+        languages=("en", "cs", "de"),
+        directions=["de-en", "cs-de"],
+        sources=sources,
+        split=split.model_dump(),
+    )
+    manifest = build_clean_corpus(config)
+    text = read_split(clean_folder(config), "test", ("en", "de"))
+    marked = [a for a, mark in zip(text.a, text.near_duplicate, strict=True) if mark]
+    assert marked == [held_out[0]]
+    assert manifest.splits["en-de"]["test"].num_near_duplicates == 1
+
+
+def test_a_source_that_listed_directions_leave_out_is_told(
+    config: DataConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    build_clean_corpus(config.model_copy(update={"directions": ("en-de",)}))
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told == ["source toy-cs serves none of data.directions and is not read"]
 
 
 def test_a_finished_corpus_is_not_made_again(config: DataConfig) -> None:

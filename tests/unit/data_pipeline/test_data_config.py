@@ -33,6 +33,20 @@ MOSES: dict[str, Any] = {
         ({"clean": {"length_ratio": [2.8, 0.4]}}, "lowest and the highest ratio, in order"),
         ({"clean": {"min_word": 2}}, "clean.min_word: unknown key (did you mean 'min_words'?)"),
         ({"pivot": "fr"}, "the pivot 'fr' is not among languages"),
+        ({"directions": ["en-de", "de-en", "en-de"]}, "directions given twice: en-de"),
+        (
+            {"sources": [TSV, MOSES | {"languages": ["en", "it"]}]},
+            "source 'm' with languages [en, it] serves no direction: 'it' is missing in "
+            "languages [en, de]; add it there, or remove the source",
+        ),
+        (
+            {
+                "languages": ["en", "de", "fr"],
+                "sources": [TSV, TSV | {"name": "f", "languages": ["de", "fr"]}],
+            },
+            "source 'f' with languages [de, fr] serves no direction: without a list of directions "
+            "there are only those to and from the pivot 'en'; list de-fr or fr-de in directions",
+        ),
         ({"directions": ["en-fr"]}, "direction 'en-fr': 'fr' is not among the languages"),
     ],
 )
@@ -40,8 +54,16 @@ def test_a_mistake_is_named(
     tmp_path: Path, make_config: Callable[..., DataConfig], data: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        make_config(tmp_path, languages=("en", "de"), **data)
+        make_config(tmp_path, **{"languages": ("en", "de")} | data)
     assert message in str(caught.value)
+
+
+def test_listed_directions_may_leave_out_a_source(
+    tmp_path: Path, make_config: Callable[..., DataConfig]
+) -> None:
+    """So that `--set data.directions=[en-de]` makes a bilingual baseline of a recipe."""
+    config = make_config(tmp_path, languages=("en", "de", "cs"), directions=["en-de"])
+    assert len(config.sources) == 2
 
 
 def test_the_quickstart_recipe_is_valid(repository: Path) -> None:

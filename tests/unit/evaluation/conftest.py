@@ -155,6 +155,7 @@ class TinyRun:
             "world_size": 1,
             "zero_stage": 0,
             "precision": "fp32",
+            "data": "0123456789ab",
         }
         return commit(part, step=step, values=values)
 

@@ -39,5 +39,9 @@ def test_wsd_is_flat_and_then_falls_linearly() -> None:
     assert found[99] == pytest.approx(1.0)
 
 
+def test_wsd_without_decay_stays_at_the_peak() -> None:
+    assert rates(ScheduleConfig(kind="wsd", warmup_steps=5))[99] == pytest.approx(2.0)
+
+
 def test_without_warm_up_the_first_step_has_the_peak() -> None:
     assert rates(ScheduleConfig(kind="inverse_sqrt", warmup_steps=0))[0] == pytest.approx(2.0)
