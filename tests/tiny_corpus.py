@@ -71,6 +71,9 @@ WORDS = {
 }
 """Word k of one language translates word k of the others."""
 
+ENDINGS = {"en": "ish", "de": "haft", "fr": "esque"}
+"""So that words have parts, and SentencePiece a reason to make pieces of them."""
+
 NOT_IN_THE_CORPUS = {"fuzzy": 1, "obsolete": 1, "untranslated": 1, "no English text": 1}
 """Entries of the German catalogs that are no translations, by the reason to skip them."""
 
@@ -80,12 +83,10 @@ RunCommand = Callable[..., "subprocess.CompletedProcess[str]"]
 def sentences(language: str, count: int, seed: int) -> list[str]:
     """Draws sentences; the same seed gives translations of each other in all languages."""
     generator = np.random.default_rng(seed)
-    rows = [
-        generator.integers(0, len(WORDS["en"]), generator.integers(4, 10)) for _ in range(count)
-    ]
-    return [
-        " ".join(WORDS[language][word] for word in row) + f" {i % 10}" for i, row in enumerate(rows)
-    ]
+    forms = [*WORDS[language], *(word + ENDINGS[language] for word in WORDS[language])]
+    share = np.repeat([0.85, 0.15], len(WORDS[language])) / len(WORDS[language])
+    rows = [generator.choice(len(forms), generator.integers(4, 10), p=share) for _ in range(count)]
+    return [" ".join([*(forms[k] for k in row), str(i % 10)]) for i, row in enumerate(rows)]
 
 
 def bitext(language: str, count: int, seed: int) -> list[tuple[str, str]]:
@@ -170,7 +171,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ],
             "clean": {"min_letters": 0.3, "max_english_copy": 1.0},
             "split": {"valid_fraction": 0.1, "test_fraction": 0.1},
-            "tokenizer": {"vocab_size": 336},
+            "tokenizer": {"vocab_size": 344},
             "shards": {"block_sentences": 64, "max_sentence_tokens": 60},
         },
         "model": {

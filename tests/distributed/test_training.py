@@ -127,8 +127,8 @@ def test_mistakes_end_with_a_message(train: Train, tmp_path: Path) -> None:
     assert "3 processes cannot share the 4 micro-batches" in done.stderr
     assert "use 1 or 2 or 4 processes" in done.stderr
 
-    assert_ok(train("again", "training.max_steps=2"))
-    done = train("again", "training.max_steps=2", "training.seed=9")
+    assert_ok(train("again", "training.max_steps=5"))
+    done = train("again", "training.max_steps=5", "training.seed=9")
     assert done.returncode == 3
     assert "training.seed: 1 in the folder, 9 now" in done.stderr
 
@@ -136,7 +136,7 @@ def test_mistakes_end_with_a_message(train: Train, tmp_path: Path) -> None:
     data = bytearray(state.read_bytes())
     data[len(data) // 2] ^= 1
     state.write_bytes(data)
-    done = train("again", "training.max_steps=2")
+    done = train("again", "training.max_steps=5")
     assert done.returncode == 1
     assert f"{state} has a wrong checksum" in done.stderr
     assert "to go on from the checkpoint before it" in done.stderr

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline import shards, tokenizer
+from data_pipeline.config import DataConfig
+from data_pipeline.provenance import require_current
+from hyperadapter.core.errors import DataError
+
+MakeCorpus = Callable[..., DataConfig]
+
+
+@pytest.fixture
+def built(make_corpus: MakeCorpus) -> DataConfig:
+    config = make_corpus({"de": 60})
+    tokenizer.run(config)
+    shards.run(config)
+    return config
+
+
+def changed(config: DataConfig, group: str, **values: Any) -> DataConfig:
+    part = getattr(config, group).model_copy(update=values)
+    return config.model_copy(update={group: part})
+
+
+def test_what_was_built_is_current_and_has_one_name(built: DataConfig) -> None:
+    assert require_current(built) == require_current(built)
+
+
+@pytest.mark.parametrize(
+    ("group", "values", "step"),
+    [
+        ("tokenizer", {"temperature": 2.0}, "tokenizer"),
+        ("shards", {"max_sentence_tokens": 30}, "shard"),
+    ],
+)
+def test_other_settings_are_refused(
+    group: str, values: dict[str, Any], step: str, built: DataConfig
+) -> None:
+    with pytest.raises(DataError, match=rf"made with another .* run `hyperadapter data {step}`"):
+        require_current(changed(built, group, **values))
+
+
+def test_shards_of_another_tokenizer_are_refused(built: DataConfig) -> None:
+    before = require_current(built)
+    other = changed(built, "tokenizer", temperature=2.0)
+    tokenizer.run(other)
+    with pytest.raises(DataError, match=r"shards/train was made .* run `hyperadapter data shard`"):
+        require_current(other)
+    shards.run(other)
+    assert require_current(other) != before
+
+
+def test_text_of_other_settings_is_refused(built: DataConfig, tmp_path: Path) -> None:
+    raw = Path(built.folder) / "raw"
+    raw.mkdir()
+    (raw / "fetch.json").write_text(
+        '{"files": [{"source": "toy-de", "path": "none.tsv", "num_bytes": 1, '
+        '"mtime_ns": 1, "sha256": "' + "0" * 64 + '"}]}'
+    )
+    with pytest.raises(DataError, match=r"clean was made .* run `hyperadapter data clean`"):
+        require_current(built)
