@@ -205,7 +205,10 @@ class DataConfig(StrictModel):
             direction = parse_direction(text)
             for code in direction:
                 if code not in self.languages:
-                    raise ValueError(f"direction {text!r}: {code!r} is not among the languages")
+                    raise ValueError(
+                        f"direction {text!r}: {code!r} is not among the languages "
+                        f"({', '.join(self.languages)}); add it, or leave the direction out"
+                    )
             if direction.src == direction.tgt:
                 raise ValueError(f"direction {text!r} has the same language twice")
         if self.split.valid_fraction + self.split.test_fraction >= 0.9:

@@ -248,7 +248,10 @@ class _Builder:
         if reasons:
             most = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common(3))
             return f"{name}: all {reasons.total():,} texts were dropped ({most}); see data.clean"
-        return f"{name}: no source has any text{self._what_there_is(pair)}"
+        return (
+            f"{name}: no source has any text{self._what_there_is(pair)}; add a source with this "
+            "pair, or drop its directions"
+        )
 
     def _what_there_is(self, pair: LanguagePair) -> str:
         raw = raw_folder(self._config)

@@ -271,7 +271,8 @@ def evaluate(config: RunConfig, split: HeldOutSplit, as_json: bool) -> None:
 @click.option(
     "--run",
     "run_dir",
-    required=True,
+    default="runs/quickstart",
+    show_default=True,
     type=click.Path(path_type=Path),
     help="A run folder with a checkpoint.",
 )

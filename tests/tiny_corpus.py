@@ -210,7 +210,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_hyperadapter(
     *arguments: str, stdin: str = "", timeout_s: float = 300
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the command; one thread a process, so that ranks do not fight for the cores."""
+    """Runs the command, without network; one thread a process, so that ranks do not fight."""
     return subprocess.run(
         [sys.executable, "-m", "hyperadapter", *arguments],
         input=stdin,
@@ -218,7 +218,7 @@ def run_hyperadapter(
         text=True,
         timeout=timeout_s,
         check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PIP_NO_INDEX": "1"},
     )
 
 

@@ -59,6 +59,11 @@ def train(config: RunConfig) -> None:
             stack.enter_context(preflight.lock_run(Path(config.run_dir)))
         trainer = Trainer.build(config, world, stop, stack)
         trainer.resume()
+        if world.is_main:
+            # Not earlier: checkpoints of other data keep the tokenizer that they were trained with.
+            Tokenizer.copy(
+                Path(config.data.folder) / "tokenizer", Path(config.run_dir) / "tokenizer"
+            )
         trainer.fit()
 
 
@@ -138,10 +143,6 @@ class Trainer:
             preflight.freeze_config(config)
         data = require_current(config.data)
         tokenizer = Tokenizer.load(Path(config.data.folder) / "tokenizer")
-        if world.is_main:
-            Tokenizer.copy(
-                Path(config.data.folder) / "tokenizer", Path(config.run_dir) / "tokenizer"
-            )
         vocabulary = Vocabulary(
             tokenizer.vocab_size, config.data.languages, config.data.resolved_directions()
         )

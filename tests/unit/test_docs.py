@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import get_args
 
@@ -10,10 +11,9 @@ import click
 import pytest
 from pydantic import BaseModel
 
-from data_pipeline.config import DataConfig
 from hyperadapter.cli import cli
 from hyperadapter.config import RunConfig
-from hyperadapter.core.schema import parse_config, read_yaml
+from hyperadapter.core.schema import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
@@ -115,9 +115,12 @@ def test_keys_in_the_readme_exist() -> None:
     assert not [key for key in keys if not has_key(key)]
 
 
-def test_the_data_file_in_the_readme_is_valid(tmp_path: Path) -> None:
-    (example,) = _YAML.findall(text_of("README.md"))
-    path = tmp_path / "mine.yaml"
-    path.write_text(example, encoding="utf-8")
-    config = parse_config(DataConfig, read_yaml(path), str(path))
-    assert [source.format for source in config.sources] == ["moses", "tsv"]
+def test_the_example_files_in_the_readme_are_valid(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    data, run = _YAML.findall(text_of("README.md"))
+    (tmp_path / "configs" / "data" / "mine.yaml").write_text(data, encoding="utf-8")
+    path = tmp_path / "configs" / "runs" / "mine.yaml"
+    path.write_text(run, encoding="utf-8")
+    config = load_config(RunConfig, path)
+    assert config.name == "mine"
+    assert [source.format for source in config.data.sources] == ["moses", "tsv"]
