@@ -143,7 +143,7 @@ class HyperNetwork(nn.Module):
         tgt_embedding = self.src_embedding if self.tgt_embedding is None else self.tgt_embedding
         tgt_PLE = tgt_embedding(tgt_language_P)[:, None, :].expand(num, layers, -1)
         layer_LE = self.layer_embedding(torch.arange(layers, device=src_language_P.device))
-        mask = self.input_mask_L3
+        mask = self.input_mask_L3.to(src_PLE.dtype)
         x_PLE = torch.cat(
             [
                 src_PLE * mask[:, 0:1],
