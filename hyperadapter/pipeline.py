@@ -10,16 +10,18 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.local import EXIT_INTERRUPTED, launched_externally, run_ranks
 from hyperadapter.config import RunConfig
-from hyperadapter.core.errors import ConfigError, Interrupted, TrainingError
+from hyperadapter.core.errors import ConfigError, DataError, Interrupted, TrainingError
 from hyperadapter.core.events import read_metric
-from hyperadapter.core.files import read_json, write_json
+from hyperadapter.core.files import locked, read_json, write_json
 
 if TYPE_CHECKING:
+    from data_pipeline.config import DataConfig
     from hyperadapter.evaluation.evaluate import EvaluationResult, HeldOutSplit
 
 __all__ = [
@@ -45,32 +47,53 @@ Table = tuple[str, Sequence[str], Sequence[Sequence[Any]]]
 Result = TypeVar("Result")
 
 
+@contextmanager
+def _data_folder(config: RunConfig) -> Iterator[DataConfig]:
+    """Holds the data folder, which several runs may share, while a step is made in it.
+
+    Raises:
+        DataError: Another process works in it.
+    """
+    folder = Path(config.data.folder)
+    with locked(folder) as free:
+        if not free:
+            raise DataError(
+                f"another process builds data in {folder}; run the same command again when it is "
+                "done, or choose another data.folder"
+            )
+        yield config.data
+
+
 def fetch(config: RunConfig) -> None:
     """Downloads and checks the corpora's packages."""
     from data_pipeline.fetch import fetch as fetch_sources
 
-    fetch_sources(config.data)
+    with _data_folder(config) as data:
+        fetch_sources(data)
 
 
 def clean(config: RunConfig) -> None:
     """Builds the clean corpus."""
     from data_pipeline.corpus import build_clean_corpus
 
-    build_clean_corpus(config.data)
+    with _data_folder(config) as data:
+        build_clean_corpus(data)
 
 
 def tokenizer(config: RunConfig) -> None:
     """Trains the SentencePiece model."""
     from data_pipeline import tokenizer as module
 
-    module.run(config.data)
+    with _data_folder(config) as data:
+        module.run(data)
 
 
 def shard(config: RunConfig) -> None:
     """Writes the shards."""
     from data_pipeline import shards as module
 
-    module.run(config.data)
+    with _data_folder(config) as data:
+        module.run(data)
 
 
 def plan(config: RunConfig, world_size: int, steps: range) -> Iterator[dict[str, Any]]:

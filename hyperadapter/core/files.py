@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ from hyperadapter.core.errors import DataError, DiskFullError
 __all__ = [
     "atomic_directory",
     "atomic_open",
+    "locked",
     "read_json",
     "require_space",
     "sha256_file",
@@ -97,6 +99,23 @@ def _flush_files(folder: Path) -> None:
         if path.is_file():
             with open(path, "rb") as stream:
                 os.fsync(stream.fileno())
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """Holds a folder, which is made, against other processes of this machine that hold it too.
+
+    Yields:
+        False if another process holds it. A process that is killed lets go by itself.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -14,7 +13,7 @@ from typing import Any
 from hyperadapter.checkpoint.layout import complete_checkpoints
 from hyperadapter.config import RunConfig, check_world_size
 from hyperadapter.core.errors import ConfigError, TrainingError
-from hyperadapter.core.files import require_space, write_text
+from hyperadapter.core.files import locked, require_space, write_text
 from hyperadapter.core.schema import load_config, to_yaml
 from hyperadapter.tracking import resolve_uri
 
@@ -98,15 +97,12 @@ def lock_run(run_dir: Path) -> Iterator[None]:
     Raises:
         TrainingError: Another process trains in the folder.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with open(run_dir / ".lock", "w", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+    with locked(run_dir) as free:
+        if not free:
             raise TrainingError(
                 f"another process trains in {run_dir}; wait for it, stop it, or choose another "
                 "run_dir"
-            ) from error
+            )
         yield
 
 

@@ -6,6 +6,8 @@ import errno
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -18,6 +20,7 @@ from hyperadapter.core.errors import DataError, DiskFullError
 from hyperadapter.core.files import (
     atomic_directory,
     atomic_open,
+    locked,
     read_json,
     require_space,
     sha256_file,
@@ -238,3 +241,20 @@ def test_space_is_asked_for_before_writing(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(DiskFullError, match=r"the tokenizer needs 2\.6 MB but .* has 2\.5 MB free"):
         require_space(folder, 2_600_000, "the tokenizer")
     assert not folder.exists()
+
+
+def test_a_folder_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    ask = (
+        "import sys, pathlib; from hyperadapter.core.files import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])) as free: print(free)"
+    )
+
+    def other_process() -> str:
+        command = [sys.executable, "-c", ask, str(folder)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    with locked(folder) as free:
+        assert free
+        assert other_process() == "False"
+    assert other_process() == "True"
