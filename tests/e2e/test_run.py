@@ -12,6 +12,7 @@ import pytest
 from data_pipeline.bitext import SPLITS, read_split
 from hyperadapter.core.events import read_metric
 from hyperadapter.core.files import sha256_file
+from hyperadapter.core.schema import read_yaml
 from hyperadapter.evaluation.evaluate import load_result
 from hyperadapter.evaluation.score import score_corpus
 from tests.tiny_corpus import FRENCH, GERMAN, NOT_IN_THE_CORPUS
@@ -176,3 +177,20 @@ def test_the_plan_does_not_depend_on_the_world(corpus: Path, hyperadapter: Comma
     assert rows[0][4:] == rows[2]
     assert len({row["hash"] for row in rows[0]}) == 6
     assert sum(rows[0][0]["tokens"].values()) == rows[0][0]["target_tokens"]
+
+
+def test_another_experiment_is_refused_before_it_replaces_any_data(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], hyperadapter: Command
+) -> None:
+    run_dir, _ = finished
+    arguments = ("run", "--config", str(run_dir / "config.yaml"), "--set")
+    folder = Path(read_yaml(run_dir / "config.yaml")["data"]["folder"])
+    before = sha256_file(folder / "tokenizer" / "manifest.json")
+    done = hyperadapter(*arguments, "data.tokenizer.vocab_size=300")
+    assert done.returncode == 3
+    assert "data.tokenizer.vocab_size: 344 in the folder, 300 now" in done.stderr
+    assert "choose another run_dir" in done.stderr
+    done = hyperadapter(*arguments, "data.split.test_fraction=0.0")
+    assert done.returncode == 3
+    assert "test_fraction and data.split.valid_fraction must be above 0" in done.stderr
+    assert sha256_file(folder / "tokenizer" / "manifest.json") == before
