@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -67,3 +68,34 @@ def test_knows_other_launchers() -> None:
     assert not launched_externally({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"})
     assert not launched_externally({"SLURM_NTASKS": "1"})
     assert not launched_externally({})
+
+
+def test_ranks_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    rank = (
+        "import os, pathlib, time\n"
+        f"pathlib.Path({str(tmp_path)!r}, os.environ['RANK']).write_text(str(os.getpid()))\n"
+        "time.sleep(60)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", f"from cluster.local import run_ranks; run_ranks({python(rank)}, 2)"]
+    )
+    deadline = time.monotonic() + 20
+    pids: list[int] = []
+    while time.monotonic() < deadline and len(pids) < 2:
+        texts = [path.read_text() for path in tmp_path.iterdir()]
+        pids = [int(text) for text in texts if text]
+        time.sleep(0.02)
+    parent.kill()
+    parent.wait()
+    while time.monotonic() < deadline and any(is_running(pid) for pid in pids):
+        time.sleep(0.02)
+    assert [is_running(pid) for pid in pids] == [False, False]
+
+
+def is_running(pid: int) -> bool:
+    """Says whether a process exists and is not a zombie that nobody has reaped."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
