@@ -200,10 +200,6 @@ class Tracker:
             figure.savefig(stream, format="png", dpi=150)
         self.log_artifact(path, folder="plots")
 
-    def set_status(self, status: Status) -> None:
-        """Logs that the run is in another state."""
-        self._events.write(status=status)
-
     def finish(self, status: Status = "FINISHED", timeout_s: float = 30.0) -> int:
         """Ends the run and sends what is left, for at most `timeout_s` seconds.
 
@@ -212,7 +208,7 @@ class Tracker:
         """
         if not self._events.closed:
             if self._owns_status:
-                self.set_status(status)
+                self._events.write(status=status)
             self._events.close()
         if self._sender is None:
             return 0
@@ -262,9 +258,6 @@ class NullTracker(Tracker):
     def log_figure(self, figure: Figure, name: str) -> None:
         """Does nothing."""
 
-    def set_status(self, status: Status) -> None:
-        """Does nothing."""
-
     def finish(self, status: Status = "FINISHED", timeout_s: float = 30.0) -> int:
         """Does nothing; nothing is unsent."""
         return 0
@@ -300,7 +293,7 @@ def sync(run_dir: Path, uri: str = "") -> int:
         )
     if redact(uri) != state.uri:
         run = TrackedRun(state.name, state.experiment)
-        state = _prepare_state(run_dir, run, uri)
+        _prepare_state(run_dir, run, uri)
     pending = pending_events(run_dir)
     try:
         _Sender(run_dir, uri).send_pending()
@@ -469,7 +462,12 @@ class _Sender:
             tags = [tag(_clean_key(key), value) for key, value in event["tags"].items()]
             self._log_batch(client, "tags", tags)
         elif "artifact" in event:
-            self._send_artifact(client, self._run_dir / event["artifact"], event["folder"])
+            path = self._run_dir / event["artifact"]
+            try:
+                self._send_artifact(client, path, event["folder"])
+            except Exception as error:
+                client.get_run(run_id)  # raises where it is MLflow itself that is away
+                log.warning("MLflow's artifact store did not take %s: %s", path, _brief(error))
         elif event.get("status") == "RUNNING":
             client.update_run(run_id, status="RUNNING")
         elif "status" in event:

@@ -404,6 +404,31 @@ def test_finishing_twice_is_harmless(run_dir: Path) -> None:
     assert [e["status"] for e in events(run_dir)] == ["RUNNING", "KILLED"]
 
 
+def test_a_store_that_refuses_an_artifact_does_not_hold_up_metrics(
+    run_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    open_tracker(run_dir).finish()
+    in_the_way = run_dir.parent / "mlartifacts" / run_id(run_dir) / "artifacts" / "test"
+    in_the_way.parent.mkdir(parents=True, exist_ok=True)
+    in_the_way.write_text("a file where a folder is wanted")
+    (run_dir / "hypotheses.txt").write_text("Hello")
+    tracker = open_tracker(run_dir)
+    tracker.log_artifact(run_dir / "hypotheses.txt", folder="test")
+    tracker.log_metrics({"loss": 1.5}, 3)
+    assert tracker.finish() == 0
+    assert history(run_dir, "loss") == [(3, 1.5)]
+    assert f"did not take {run_dir / 'hypotheses.txt'}" in caplog.text
+
+
+def test_what_is_added_to_a_run_leaves_its_status_alone(run_dir: Path) -> None:
+    open_tracker(run_dir).finish("KILLED")
+    with Tracker(run_dir, TrackedRun("added"), owns_status=False) as tracker:
+        tracker.log_metrics({"test/bleu": 20.0}, 3)
+    assert [e["status"] for e in events(run_dir) if "status" in e] == ["RUNNING", "KILLED"]
+    assert client(run_dir).get_run(run_id(run_dir)).info.status == "KILLED"
+    assert history(run_dir, "test/bleu") == [(3, 20.0)]
+
+
 def test_the_null_tracker_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from matplotlib.figure import Figure
 
@@ -412,7 +437,6 @@ def test_the_null_tracker_does_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         tracker.log_metrics({"a": 1}, 1)
         tracker.log_artifact(tmp_path / "x")
         tracker.log_figure(Figure(), "x")
-        tracker.set_status("FAILED")
     assert tracker.finish() == 0
     assert list(tmp_path.iterdir()) == []
 
