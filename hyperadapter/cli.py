@@ -8,7 +8,6 @@ configuration, 75 interrupted and resumable. Heavy imports stand inside the comm
 from __future__ import annotations
 
 import functools
-import io
 import json
 import logging
 import os
@@ -304,7 +303,7 @@ def translate(
     checkpoint = newest_checkpoint(run_dir)
     translator = Translator.from_checkpoint(checkpoint, config, choose_device(device))
     try:
-        texts = io.TextIOWrapper(sys.stdin.buffer, "utf-8", newline="\n").read().split("\n")
+        texts = sys.stdin.buffer.read().decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"stdin is not UTF-8 at byte {error.start}; convert it first") from error
     if texts[-1] == "":  # what follows the last line's end

@@ -136,9 +136,11 @@ def train(config: RunConfig) -> None:
         return
     # Checked once here, so that a mistake is reported once and not by every rank.
     from hyperadapter.checkpoint.layout import complete_checkpoints
-    from hyperadapter.training.preflight import freeze_config
+    from hyperadapter.training.preflight import freeze_config, lock_run
 
-    freeze_config(config)
+    # Rank 0 takes the lock again; a second start must change nothing in the folder of the first.
+    with lock_run(Path(config.run_dir)):
+        freeze_config(config)
     checkpoints = complete_checkpoints(Path(config.run_dir))
     if checkpoints and checkpoints[-1][0] >= config.training.max_steps:
         log.info("%s is trained already", checkpoints[-1][1])

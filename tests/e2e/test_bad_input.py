@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from hyperadapter.core.files import locked
+
 pytestmark = pytest.mark.slow
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -111,6 +113,19 @@ def test_training_before_its_data(tmp_path: Path, expect: Callable[..., None]) -
     changes = [f"data.folder={tmp_path / 'none'}", f"run_dir={tmp_path / 'run'}"]
     folder = tmp_path / "none" / "tokenizer"
     expect("train", changes, 1, f"{folder} holds no tokenizer; run `hyperadapter data tokenizer`")
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_second_training_in_a_folder_changes_nothing_there(
+    num_processes: int, tmp_path: Path, expect: Callable[..., None]
+) -> None:
+    (tmp_path / "config.yaml").write_text("of the first one")
+    changes = [f"run_dir={tmp_path}", f"training.num_processes={num_processes}"]
+    with locked(tmp_path) as free:
+        assert free
+        expect("train", changes, 1, f"another process trains in {tmp_path}", "another run_dir")
+    assert (tmp_path / "config.yaml").read_text() == "of the first one"
+    assert not (tmp_path / "events.jsonl").exists()
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
