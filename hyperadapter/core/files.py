@@ -21,6 +21,7 @@ __all__ = [
     "locked",
     "read_json",
     "require_space",
+    "resumable_directory",
     "sha256_file",
     "translate_disk_full",
     "write_json",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 _PART = ".part"
+_FINGERPRINT = ".fingerprint"
 
 
 @contextmanager
@@ -89,6 +91,35 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(part, path)
+
+
+@contextmanager
+def resumable_directory(path: Path, fingerprint: str) -> Iterator[Path]:
+    """As `atomic_directory`, but keeps what an interrupted call with the same fingerprint left.
+
+    Who writes in it must make single files with `atomic_open` and look for those that exist. Ending
+    without error gives the folder its name; an error leaves it beside, for the next call.
+
+    Args:
+        path: The final name.
+        fingerprint: Identifies what the folder is made from; left-overs of another are removed.
+
+    Raises:
+        DiskFullError: The disk is full; what was finished stays.
+    """
+    part = path.with_name(path.name + _PART)
+    mark = part / _FINGERPRINT
+    if not mark.is_file() or mark.read_text(encoding="utf-8") != fingerprint:
+        shutil.rmtree(part, ignore_errors=True)
+    with translate_disk_full(path):
+        part.mkdir(parents=True, exist_ok=True)
+        write_text(mark, fingerprint)
+        yield part
+        _flush_files(part)
+        mark.unlink()
         if path.exists():
             shutil.rmtree(path)
         os.replace(part, path)

@@ -1,0 +1,89 @@
+"""Work on many items in several processes: the data pipeline's one door to multiprocessing."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from data_pipeline.progress import track
+from hyperadapter.core.errors import DataError
+
+__all__ = ["die_with_parent", "num_processes", "parallel_map"]
+
+log = logging.getLogger(__name__)
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
+_PR_SET_PDEATHSIG = 1
+
+
+def num_processes(wanted: int) -> int:
+    """Returns how many processes to use: `wanted`, or one for each core if it is 0."""
+    return wanted or len(os.sched_getaffinity(0))
+
+
+def die_with_parent() -> None:
+    """Makes this process end with the one that started it, and leaves Ctrl-C to that one."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def parallel_map(
+    function: Callable[[ItemT], ResultT], items: Sequence[ItemT], task: str, workers: int = 0
+) -> Iterator[tuple[ItemT, ResultT]]:
+    """Yields every item with `function(item)`, in the order in which they are done.
+
+    Give the largest items first. With one process, or one item, all is done in this process.
+
+    Args:
+        function: A function at the top level of a module, whose argument and result can be pickled.
+        items: What to work on.
+        task: What is being done, for the progress, such as "cleaning".
+        workers: Processes; 0 means one for each core.
+
+    Raises:
+        DataError: A process died.
+        Exception: What the function raised; no further item is begun.
+    """
+    yield from track(_map(function, items, task, workers), len(items), task)
+
+
+def _map(
+    function: Callable[[ItemT], ResultT], items: Sequence[ItemT], task: str, workers: int
+) -> Iterator[tuple[ItemT, ResultT]]:
+    count = min(num_processes(workers), len(items))
+    if count <= 1:
+        for item in items:
+            yield item, function(item)
+        return
+    executor = ProcessPoolExecutor(
+        count, mp_context=multiprocessing.get_context("spawn"), initializer=die_with_parent
+    )
+    try:
+        waiting: dict[Future[ResultT], ItemT] = {
+            executor.submit(function, item): item for item in items
+        }
+        while waiting:
+            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield waiting.pop(future), future.result()
+    except BrokenProcessPool as error:
+        raise DataError(
+            f"{task}: a worker process died, perhaps because memory ran out; run the same command "
+            "again, with a lower data.num_workers if it happens twice"
+        ) from error
+    except BaseException:
+        # Else leaving would wait for what the processes are at (Python 3.14: terminate_workers).
+        for process in list(executor._processes.values()):
+            process.terminate()
+        raise
+    finally:
+        executor.shutdown(cancel_futures=True)
