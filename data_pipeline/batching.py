@@ -22,7 +22,16 @@ from numpy.typing import NDArray
 from data_pipeline.config import DataConfig
 from data_pipeline.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
-__all__ = ["BatchLayout", "MicroBatch", "Ragged", "build_micro_batch", "build_prompts"]
+__all__ = [
+    "BatchLayout",
+    "MicroBatch",
+    "PackedBatch",
+    "Ragged",
+    "build_empty_batch",
+    "build_micro_batch",
+    "build_packed_batch",
+    "build_prompts",
+]
 
 Ints = NDArray[np.int64]
 
@@ -105,6 +114,43 @@ class MicroBatch:
     def padded_tokens(self) -> int:
         """Positions of the longer side, padding included: what `micro_batch_tokens` limits."""
         return max(self.src_BS.size, self.tgt_in_BT.size)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """A micro-batch without padding: sentences back to back, for kernels that take offsets.
+
+    Attributes:
+        src_tokens: Tag if any, pieces, eos of every sentence, `[source tokens]`.
+        src_offsets: Where each sentence begins in `src_tokens`, and their number, `[B + 1]`, int32.
+        tgt_in: Tag or bos, pieces, `[target tokens]`.
+        tgt_out: Pieces, eos, `[target tokens]`.
+        tgt_offsets: The same for `tgt_in` and `tgt_out`, `[B + 1]`, int32.
+        direction_P: As in `MicroBatch`, and so are the next three.
+        src_language_P: Source languages.
+        tgt_language_P: Target languages.
+        sentences_P: Sentences of each direction.
+    """
+
+    src_tokens: Ints
+    src_offsets: NDArray[np.int32]
+    tgt_in: Ints
+    tgt_out: Ints
+    tgt_offsets: NDArray[np.int32]
+    direction_P: Ints
+    src_language_P: Ints
+    tgt_language_P: Ints
+    sentences_P: Ints
+
+    @property
+    def num_tgt_tokens(self) -> int:
+        """Tokens that the loss is summed over."""
+        return len(self.tgt_out)
+
+    @property
+    def padded_tokens(self) -> int:
+        """Positions of the longer side: what `micro_batch_tokens` limits."""
+        return max(len(self.src_tokens), len(self.tgt_in))
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +250,47 @@ def build_micro_batch(
         tgt_lengths_B=tgt.lengths.copy(),
         **_group(layout, direction_B),
     )
+
+
+def build_packed_batch(
+    layout: BatchLayout, direction_B: Ints, src: Ragged, tgt: Ragged
+) -> PackedBatch:
+    """Builds one micro-batch without padding; the arguments are those of `build_micro_batch`."""
+    direction_B = direction_B.astype(np.int64)
+    tgt_out, tgt_offsets = _pack(tgt, None)
+    tgt_in = np.empty_like(tgt_out)
+    tgt_in[1:] = tgt_out[:-1]
+    tgt_in[tgt_offsets[:-1]] = layout.tgt_tag_D[direction_B]
+    tag_B = None if layout.src_tag_D is None else layout.src_tag_D[direction_B]
+    src_tokens, src_offsets = _pack(src, tag_B)
+    return PackedBatch(
+        src_tokens, src_offsets, tgt_in, tgt_out, tgt_offsets, **_group(layout, direction_B)
+    )
+
+
+def _pack(rows: Ragged, opening_B: Ints | None) -> tuple[Ints, NDArray[np.int32]]:
+    """Lays rows one after another; `opening_B` goes before each."""
+    extra = 0 if opening_B is None else 1
+    offsets = np.concatenate([[0], np.cumsum(rows.lengths + extra)])
+    if opening_B is None:
+        return rows.flat().astype(np.int64), offsets.astype(np.int32)
+    tokens = np.empty(int(offsets[-1]), np.int64)
+    is_opening = np.zeros(len(tokens), np.bool_)
+    is_opening[offsets[:-1]] = True
+    tokens[is_opening] = opening_B
+    tokens[~is_opening] = rows.flat()
+    return tokens, offsets.astype(np.int32)
+
+
+def build_empty_batch(layout: BatchLayout, direction: int) -> MicroBatch:
+    """Builds a micro-batch whose loss is 0, where damage left none of its sentences.
+
+    It has one source of an end mark only and one target position that is padding, so that every
+    rank still does the same number of passes through the model.
+    """
+    direction_B = np.array([direction], np.int64)
+    prompts, _ = build_prompts(layout, direction_B, Ragged.from_sequences([np.empty(0, np.int64)]))
+    return prompts
 
 
 def build_prompts(layout: BatchLayout, direction_B: Ints, src: Ragged) -> tuple[MicroBatch, Ints]:

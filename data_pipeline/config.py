@@ -197,6 +197,12 @@ class StreamConfig(StrictModel):
         ge=0,
         description="Tokens kept in memory a process; windows shrink to fit",
     )
+    cache_folder: str = Field(
+        default="", description="Where shards of URLs are kept; empty: .cache beside the manifest"
+    )
+    cache_bytes: int = Field(
+        default=10_000_000_000, ge=0, description="Shards of URLs kept on disk"
+    )
     workers: int = Field(
         default=0, ge=0, description="Processes a rank that prepare batches; 0: a thread"
     )

@@ -7,48 +7,32 @@ permutes sentences inside each window of `window_blocks` consecutive blocks by (
 window). The manifest knows the width of each block, so finding a position costs O(blocks),
 whatever the step.
 
-**Chunks.** K steps of M micro-batches form a chunk. Chunk c takes from direction d the sentences
-that start in `[floor(c Q_d), floor((c + 1) Q_d))` of its line: every sentence once per pass, and
-the mixture `Q_d / sum Q` in each chunk, both by construction. The chunk's sentences are sorted by
-width and cut into exactly K M groups under the smallest possible cap on the padded width
-`n * widest`; a seeded permutation of the groups makes the micro-batches, and step t takes M
-consecutive ones. Ranks share these in order, so the global batch does not depend on how many ranks
-there are.
+**Chunks.** K steps of M micro-batches form a chunk. It takes from direction d the sentences that
+start in the next `Q_d` of its line, without a gap to the chunk before: every sentence once per
+pass, and the mixture `Q_d / sum Q` in each chunk, both by construction. `cutting.py` makes exactly
+K M micro-batches of them, and says how large Q may be. Step t takes M consecutive ones. Ranks share
+these in order, so the global batch does not depend on how many ranks there are.
 
-**No micro-batch exceeds C = micro_batch_tokens.** Cut greedily from the widest sentence, with cap
-C. A group that is followed by another holds `n = floor(C / l)` sentences, l its widest, so its
-padded width is at least `phi C`, with `phi = min over widths l of floor(C / l) l / C`. Its padding
-is at most `n (l - l_last) <= C (1 - l_last / l) <= C ln(l / l_last)`; over all groups this
-telescopes to `C ln(L / l_min)`, L the widest sentence of all. G groups therefore hold the width
-
-    S >= (G - 1) phi C - C ln(L / l_min),   and   S <= Q + sum_d L_d,
-
-because a direction's share overshoots its part of the line by less than one sentence. So G <= K M
-if
-
-    Q = phi C (K M - F) - F C ln(L / l_min) - sum_d L_d
-
-with F = 1, or F = the number of directions when a micro-batch holds one direction only. K is the
-smallest number for which the fill `Q / (K M C)` reaches 0.9 of its limit phi. Real text needs
-fewer groups than the bound, and the smallest cap then spreads it evenly: what a micro-batch lacks
-to C is head-room, not padding.
+**Phases.** The mixture can change at given steps. A phase of S steps has `n = floor(S / K)` chunks
+(at least one), chunk j being the steps `[floor(j S / n), floor((j + 1) S / n))` of the phase: one
+of two lengths, so that positions have a closed form here too. The last phase never ends.
 """
 
 from __future__ import annotations
 
 import hashlib
-import heapq
 import logging
-import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.mixing import temperature_weights, token_shares
+from data_pipeline.config import MixingConfig, MixingPhase
+from data_pipeline.cutting import BatchShape, Capacity, cut, greedy_widths
+from data_pipeline.mixing import mixture
 from hyperadapter.core.errors import ConfigError
 from hyperadapter.core.languages import Direction
 
@@ -67,8 +51,6 @@ log = logging.getLogger(__name__)
 Ints = NDArray[np.int64]
 Lengths = Callable[[int], tuple[NDArray[Any], NDArray[Any]]]
 
-FILL_OF_LIMIT = 0.9
-MAX_CHUNK_STEPS = 4096
 _FRACTION_BITS = 32
 _CHUNK_STREAM = 0xC4  # separates the seeds of chunks from those of directions
 
@@ -98,19 +80,17 @@ class PlanConfig(NamedTuple):
     """What the order of the data depends on, besides the data.
 
     Attributes:
-        micro_batch_tokens: C, most tokens of a micro-batch's longer side, padding included.
-        micro_batches_per_step: M, over all ranks.
-        temperature: Of the mixture.
+        shape: What a micro-batch may be.
+        mixing: Mixture from the first step on.
+        phases: Its changes.
         window_blocks: Blocks shuffled together.
-        policy: What a micro-batch may hold.
         seed: Of all permutations.
     """
 
-    micro_batch_tokens: int
-    micro_batches_per_step: int
-    temperature: float
+    shape: BatchShape
+    mixing: MixingConfig
+    phases: tuple[MixingPhase, ...]
     window_blocks: int
-    policy: Literal["mixed", "one_direction_per_micro_batch"]
     seed: int
 
 
@@ -136,6 +116,17 @@ class SentenceRefs:
     def from_rows(cls, rows: NDArray[Any]) -> SentenceRefs:
         """Makes references of the five rows of a matrix."""
         return cls(*rows)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[SentenceRefs]) -> SentenceRefs:
+        """Joins references, in order."""
+        return cls(
+            np.concatenate([part.directions for part in parts]),
+            np.concatenate([part.blocks for part in parts]),
+            np.concatenate([part.rows for part in parts]),
+            np.concatenate([part.src_lengths for part in parts]),
+            np.concatenate([part.tgt_lengths for part in parts]),
+        )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -164,11 +155,25 @@ class StepPlan:
         micro_batches: All M micro-batches, each sorted by direction.
         target_tokens: Tokens that the step's loss is averaged over.
         tokens_per_direction: The same per direction, `[num_directions]`.
+        widths_per_direction: Tokens of each sentence's longer side, which the mixture is about,
+            `[num_directions]`.
     """
 
     micro_batches: tuple[SentenceRefs, ...]
     target_tokens: int
     tokens_per_direction: Ints
+    widths_per_direction: Ints
+
+    @classmethod
+    def of(cls, micro_batches: tuple[SentenceRefs, ...], num_directions: int) -> StepPlan:
+        """Makes a step of its micro-batches."""
+        refs = SentenceRefs.concatenate(micro_batches)
+        widths = np.maximum(refs.src_lengths, refs.tgt_lengths)
+        tokens, width = (
+            np.bincount(refs.directions, weights=each, minlength=num_directions).astype(np.int64)
+            for each in (refs.tgt_lengths, widths)
+        )
+        return cls(micro_batches, int(tokens.sum()), tokens, width)
 
     @property
     def hash(self) -> str:
@@ -192,12 +197,48 @@ class Chunk(NamedTuple):
         return self.refs.select(slice(self.offsets[index], self.offsets[index + 1]))
 
 
-class _Size(NamedTuple):
-    """How large a chunk is: K steps, and Q tokens of the lines' width."""
+class _Phase(NamedTuple):
+    """Steps with one mixture. Quotas and positions are fixed-point numbers, exact at any distance.
 
+    Attributes:
+        first_step: Its first step.
+        steps: How many it has, 0 for the last one, which never ends.
+        first_chunk: Its first chunk.
+        chunks: How many it has, 0 for the last one.
+        size: Steps of a chunk; some have one more, except in the last phase.
+        shares: Of the tokens, `[num_directions]`.
+        start: Where each direction's line stands at the first step.
+        quotas: What a chunk of `size` takes of each line, and one of `size + 1`.
+    """
+
+    first_step: int
     steps: int
-    width: float
-    fill: float
+    first_chunk: int
+    chunks: int
+    size: int
+    shares: NDArray[np.float64]
+    start: list[int]
+    quotas: tuple[list[int], list[int]]
+
+    def chunk_of(self, step: int) -> int:
+        """Returns the number of the chunk that a step belongs to."""
+        offset = step - self.first_step
+        if not self.steps:
+            return self.first_chunk + offset // self.size
+        return self.first_chunk + ((offset + 1) * self.chunks - 1) // self.steps
+
+    def first_step_of(self, chunk: int) -> int:
+        """Returns the first step of a chunk, or of the one after the last."""
+        index = chunk - self.first_chunk
+        offset = index * self.steps // self.chunks if self.steps else index * self.size
+        return self.first_step + offset
+
+    def position(self, direction: int, chunk: int) -> int:
+        """Returns where a direction's line stands at the beginning of a chunk."""
+        index = chunk - self.first_chunk
+        longer = self.first_step_of(chunk) - self.first_step - index * self.size
+        short, long = (quota[direction] for quota in self.quotas)
+        return self.start[direction] + (index - longer) * short + longer * long
 
 
 class _Pass(NamedTuple):
@@ -209,69 +250,148 @@ class _Pass(NamedTuple):
 
 
 class _Window(NamedTuple):
-    """The sentences of one window in their order.
+    """The sentences of one window in their order; small, because every direction keeps one.
 
-    `rows` is `[4, n]`: block, row, source and target length; `starts` is `[n + 1]`.
+    Attributes:
+        key: Number of the pass and of the window in it.
+        blocks: Its blocks, `[blocks]`.
+        firsts: Number of each block's first sentence before they were shuffled, `[blocks + 1]`.
+        index: Number of each sentence before they were shuffled, `[n]`.
+        src: Source lengths, `[n]`.
+        tgt: Target lengths, `[n]`.
+        starts: Where each sentence begins in the window, `[n + 1]`.
     """
 
     key: tuple[int, int]
-    rows: NDArray[np.int32]
-    starts: Ints
+    blocks: Ints
+    firsts: Ints
+    index: NDArray[np.int32]
+    src: NDArray[np.uint16]
+    tgt: NDArray[np.uint16]
+    starts: NDArray[np.uint32]
+
+    def columns(self, direction: int, first: int, last: int) -> Ints:
+        """Returns direction, block, row and lengths of some sentences, `[5, last - first]`."""
+        index = self.index[first:last]
+        place = np.searchsorted(self.firsts, index, side="right") - 1
+        columns = np.empty((5, last - first), np.int64)
+        columns[0] = direction
+        columns[1] = self.blocks[place]
+        columns[2] = index - self.firsts[place]
+        columns[3] = self.src[first:last]
+        columns[4] = self.tgt[first:last]
+        return columns
 
 
 class TrainPlan:
     """The order of the training data."""
 
     def __init__(self, lines: Sequence[DirectionLine], config: PlanConfig) -> None:
-        """Chooses the mixture and the size of a chunk.
+        """Chooses the mixtures and the size of a chunk.
 
         Raises:
-            ConfigError: `micro_batch_tokens` is too small for the longest sentence.
+            ConfigError: `micro_batch_tokens` is too small for the longest sentence, a phase is too
+                short, or a mixture cannot come true.
         """
         self._lines = list(lines)
         self._config = config
-        counts = np.array([line.sentences for line in lines], np.float64)
         self._totals = [int(line.widths.sum()) for line in lines]
-        probabilities = temperature_weights(counts, config.temperature)
-        shares = token_shares(probabilities, np.array(self._totals) / counts)
-        size = _chunk_size(self._lines, config)
-        self.steps_per_chunk = size.steps
-        self.fill = size.fill
-        # Integers, so that the boundaries of a chunk are exact however far the run goes.
-        self._quota = [int(share * size.width * 2**_FRACTION_BITS) for share in shares]
+        self._capacity = Capacity([line.longest for line in lines], sum(self._totals), config.shape)
+        self.steps_per_chunk = self._capacity.steps
+        self._phases = self._build_phases()
         self._seeds = [zlib.crc32(str(line.direction).encode()) for line in lines]
         self._passes: dict[int, _Pass] = {}
         self._windows: dict[int, _Window] = {}
         self._chunk: Chunk | None = None
         log.info(
-            "plan: %d directions, %d steps a chunk, micro-batches at least %.0f%% of %d tokens",
-            len(lines), size.steps, 100 * size.fill, config.micro_batch_tokens,
+            "plan: %d directions, %d steps a chunk, micro-batches at least %.0f%% of %d tokens, "
+            "windows of %d blocks",
+            len(lines), self.steps_per_chunk, 100 * self._capacity.fill(self.steps_per_chunk),
+            config.shape.micro_batch_tokens, config.window_blocks,
         )  # fmt: skip
+
+    def _build_phases(self) -> list[_Phase]:
+        firsts = [0, *(phase.from_step for phase in self._config.phases)]
+        mixings = [self._config.mixing, *(phase.mixing for phase in self._config.phases)]
+        phases: list[_Phase] = []
+        start, first_chunk = [0] * len(self._lines), 0
+        for number, (first, mixing) in enumerate(zip(firsts, mixings, strict=True)):
+            steps = firsts[number + 1] - first if number + 1 < len(firsts) else 0
+            phase = self._build_phase(mixing, first, steps, first_chunk, start)
+            phases.append(phase)
+            first_chunk += phase.chunks
+            start = [phase.position(d, first_chunk) for d in range(len(self._lines))]
+        return phases
+
+    def _build_phase(
+        self, mixing: MixingConfig, first: int, steps: int, first_chunk: int, start: list[int]
+    ) -> _Phase:
+        capacity = self._capacity
+        if steps and steps < capacity.least_steps:
+            raise ConfigError(
+                f"data.stream.phases: steps {first} to {first + steps - 1} are {steps}, but a "
+                f"mixture takes {capacity.least_steps} steps to come true with these batches; "
+                "make the phase longer"
+            )
+        chunks = max(1, steps // capacity.steps) if steps else 0
+        size = steps // chunks if steps else capacity.steps
+        shares = mixture(
+            mixing,
+            [str(line.direction) for line in self._lines],
+            np.array([line.sentences for line in self._lines]),
+            np.array(self._totals),
+            capacity.width(size) / size,
+        )
+        quotas = tuple(
+            [int(share * capacity.width(count) * 2**_FRACTION_BITS) for share in shares]
+            for count in (size, size + 1)
+        )
+        return _Phase(
+            first, steps, first_chunk, chunks, size, shares, start, (quotas[0], quotas[1])
+        )
+
+    def _phase_of(self, step: int) -> _Phase:
+        return next(phase for phase in reversed(self._phases) if step >= phase.first_step)
 
     def step(self, step: int) -> StepPlan:
         """Returns the micro-batches of an optimizer step, for all ranks together."""
-        chunk = self.chunk(step // self.steps_per_chunk)
-        first, last = self.micro_batches(step)
-        refs = chunk.refs.select(slice(chunk.offsets[first], chunk.offsets[last]))
-        tokens = np.bincount(
-            refs.directions, weights=refs.tgt_lengths, minlength=len(self._lines)
-        ).astype(np.int64)
-        return StepPlan(
-            tuple(chunk.micro_batch(index) for index in range(first, last)),
-            int(tokens.sum()),
-            tokens,
-        )
+        chunk = self.chunk(self.chunk_of(step))
+        micro_batches = tuple(chunk.micro_batch(i) for i in range(*self.micro_batches(step)))
+        return StepPlan.of(micro_batches, len(self._lines))
+
+    def chunk_of(self, step: int) -> int:
+        """Returns the number of the chunk that a step belongs to."""
+        return self._phase_of(step).chunk_of(step)
+
+    def steps_of(self, chunk: int) -> range:
+        """Returns the steps of a chunk."""
+        phase = next(phase for phase in reversed(self._phases) if chunk >= phase.first_chunk)
+        return range(phase.first_step_of(chunk), phase.first_step_of(chunk + 1))
 
     def micro_batches(self, step: int) -> tuple[int, int]:
         """Returns which micro-batches of its chunk a step takes: `[first, last)`."""
-        count = self._config.micro_batches_per_step
-        first = step % self.steps_per_chunk * count
+        count = self._config.shape.micro_batches_per_step
+        first = (step - self.steps_of(self.chunk_of(step)).start) * count
         return first, first + count
+
+    def widths(self, step: int) -> NDArray[np.float64]:
+        """Returns the width that each direction is to take before `step`, `[num_directions]`."""
+        chunk = self.chunk_of(step)
+        steps, phase = self.steps_of(chunk), self._phase_of(step)
+        part = (step - steps.start) / len(steps)
+        width = [
+            (1 - part) * phase.position(d, chunk) + part * phase.position(d, chunk + 1)
+            for d in range(len(self._lines))
+        ]
+        return np.array(width) / 2**_FRACTION_BITS
 
     def passes(self, step: int) -> NDArray[np.float64]:
         """Returns how often each direction was passed through before `step`, `[num_directions]`."""
-        width_per_step = np.array(self._quota) / (2**_FRACTION_BITS * self.steps_per_chunk)
-        return np.asarray(step * width_per_step / np.array(self._totals), np.float64)
+        return self.widths(step) / np.array(self._totals)
+
+    def shares(self, step: int) -> NDArray[np.float64]:
+        """Returns the planned share of each direction in the tokens of a step's chunk."""
+        return self._phase_of(step).shares
 
     def chunk(self, number: int) -> Chunk:
         """Returns one chunk; the last one asked for is kept."""
@@ -280,22 +400,23 @@ class TrainPlan:
         return self._chunk
 
     def _build_chunk(self, number: int) -> Chunk:
+        steps = self.steps_of(number)
+        phase = self._phase_of(steps.start)
         parts = []
         for direction in range(len(self._lines)):
-            pieces = list(self._take(direction, *self._part(direction, number)))
-            if pieces:
-                rows = np.concatenate(pieces, axis=1)
-                index = np.full((1, rows.shape[1]), direction, np.int32)
-                parts.append(np.concatenate([index, rows]))
-        columns = np.concatenate(parts, axis=1).astype(np.int64)
-        rng = self._generator(_CHUNK_STREAM, number)
-        return _cut_chunk(number, columns, self.steps_per_chunk, self._config, rng)
+            low, high = (
+                phase.position(direction, chunk) >> _FRACTION_BITS for chunk in (number, number + 1)
+            )
+            parts.extend(self._take(direction, low, high))
+        columns, offsets = cut(
+            np.concatenate(parts, axis=1),
+            len(steps) * self._config.shape.micro_batches_per_step,
+            self._config.shape,
+            self._generator(_CHUNK_STREAM, number),
+        )
+        return Chunk(number, SentenceRefs.from_rows(columns), offsets)
 
-    def _part(self, direction: int, chunk: int) -> tuple[int, int]:
-        quota = self._quota[direction]
-        return (chunk * quota) >> _FRACTION_BITS, ((chunk + 1) * quota) >> _FRACTION_BITS
-
-    def _take(self, direction: int, low: int, high: int) -> Iterator[NDArray[np.int32]]:
+    def _take(self, direction: int, low: int, high: int) -> Iterator[Ints]:
         """Yields the sentences that start in `[low, high)` of a direction's line."""
         while low < high:
             number, offset = divmod(low, self._totals[direction])
@@ -304,7 +425,8 @@ class TrainPlan:
             window = self._window(direction, order, index)
             base = number * self._totals[direction] + int(order.bounds[index])
             first, last = np.searchsorted(window.starts[:-1], (low - base, high - base))
-            yield window.rows[:, first:last]
+            if first < last:
+                yield window.columns(direction, int(first), int(last))
             low = base + int(window.starts[-1])
 
     def _pass(self, direction: int, number: int) -> _Pass:
@@ -322,150 +444,28 @@ class TrainPlan:
     def _window(self, direction: int, order: _Pass, index: int) -> _Window:
         kept = self._windows.get(direction)
         if kept is None or kept.key != (order.number, index):
-            line, size = self._lines[direction], self._config.window_blocks
-            parts = []
-            for block in line.blocks[order.order[index * size : (index + 1) * size]]:
-                src, tgt = line.lengths(int(block))
-                columns = [np.full(len(src), block), np.arange(len(src)), src, tgt]
-                parts.append(np.stack(columns, dtype=np.int32, casting="unsafe"))
-            rows = np.concatenate(parts, axis=1)
-            # From 1, because numpy fills a short seed with zeros: 0 would be the pass's own stream.
-            rng = self._generator(self._seeds[direction], order.number, index + 1)
-            rows = rows[:, rng.permutation(rows.shape[1])]
-            starts = np.concatenate([[0], np.cumsum(np.maximum(rows[2], rows[3]), dtype=np.int64)])
-            assert starts[-1] == order.bounds[index + 1] - order.bounds[index], line.direction
-            kept = _Window((order.number, index), rows, starts)
+            kept = self._build_window(direction, order, index)
             self._windows[direction] = kept
         return kept
 
+    def _build_window(self, direction: int, order: _Pass, index: int) -> _Window:
+        line, size = self._lines[direction], self._config.window_blocks
+        blocks = line.blocks[order.order[index * size : (index + 1) * size]]
+        lengths = [line.lengths(int(block)) for block in blocks]
+        src, tgt = (np.concatenate([pair[side] for pair in lengths]) for side in (0, 1))
+        # From 1, because numpy fills a short seed with zeros: 0 would be the pass's own stream.
+        rng = self._generator(self._seeds[direction], order.number, index + 1)
+        shuffled = rng.permutation(len(src)).astype(np.int32)
+        src, tgt = src[shuffled].astype(np.uint16), tgt[shuffled].astype(np.uint16)
+        starts = np.concatenate([[0], np.cumsum(np.maximum(src, tgt), dtype=np.int64)])
+        assert starts[-1] == order.bounds[index + 1] - order.bounds[index], line.direction
+        assert starts[-1] < 2**32, "a window of more than four thousand million tokens"
+        firsts = np.concatenate([[0], np.cumsum([len(pair[0]) for pair in lengths])])
+        key = (order.number, index)
+        return _Window(key, blocks, firsts, shuffled, src, tgt, starts.astype(np.uint32))
+
     def _generator(self, *stream: int) -> np.random.Generator:
         return np.random.default_rng([self._config.seed % 2**64, *stream])
-
-
-def _chunk_size(lines: Sequence[DirectionLine], config: PlanConfig) -> _Size:
-    """Finds K and Q; the derivation stands at the head of this file."""
-    limit, per_step = config.micro_batch_tokens, config.micro_batches_per_step
-    longest = max(line.longest for line in lines)
-    place = (
-        f"training.micro_batch_tokens {limit} with {len(lines)} directions and a longest sentence "
-        f"of {longest} tokens (tag and end mark included)"
-    )
-    if longest > limit:
-        raise ConfigError(
-            f"{place} cannot hold every sentence; raise micro_batch_tokens, or lower "
-            "data.shards.max_sentence_tokens and shard again"
-        )
-    widths = np.arange(1, longest + 1)
-    phi = float((limit // widths * widths).min()) / limit
-    # A sentence has at least one piece and the end mark.
-    padding = limit * math.log(longest / min(2, longest))
-    fronts = 1 if config.policy == "mixed" else len(lines)
-    overshoot = sum(line.longest for line in lines)
-    loss = fronts * (phi * limit + padding) + overshoot
-    groups = loss / (phi * (1 - FILL_OF_LIMIT) * limit)
-    # No group may be empty, even if all sentences of a chunk are of the longest kind:
-    # width - overshoot - num_directions >= groups * longest.
-    spare = phi * limit - longest
-    groups = max(groups, (loss + overshoot + len(lines)) / spare) if spare > 0 else math.inf
-    steps = math.ceil(min(groups, 1e9) / per_step)
-    if steps > MAX_CHUNK_STEPS:
-        raise ConfigError(
-            f"{place} leaves no room to balance micro-batches: with {per_step} of them a step, the "
-            f"mixture would take more than {MAX_CHUNK_STEPS} steps to come true. Raise "
-            f"micro_batch_tokens (to {3 * longest} or more) or global_batch_tokens, or lower "
-            "data.shards.max_sentence_tokens and shard again"
-        )
-    groups = steps * per_step
-    width = phi * limit * groups - loss
-    return _Size(steps, width, width / (groups * limit))
-
-
-def _cut_chunk(
-    number: int, columns: Ints, steps: int, config: PlanConfig, rng: np.random.Generator
-) -> Chunk:
-    """Turns the sentences of a chunk (`[5, n]`, as in `SentenceRefs`) into its micro-batches."""
-    columns = columns[:, rng.permutation(columns.shape[1])]  # breaks ties of the stable sort
-    direction, _, _, src, tgt = columns
-    widths = np.maximum(src, tgt)
-    separate = config.policy == "one_direction_per_micro_batch"
-    key = -((widths << 32) + (tgt << 16) + src)
-    order = np.lexsort((key, direction)) if separate else np.argsort(key, kind="stable")
-    columns, widths = columns[:, order], widths[order]
-    cuts = np.flatnonzero(np.diff(columns[0])) + 1 if separate else np.empty(0, np.int64)
-    num_groups = steps * config.micro_batches_per_step
-    starts = _cut([part.tolist() for part in np.split(widths, cuts)], num_groups, config)
-
-    sizes = np.diff(np.append(starts, columns.shape[1]))
-    places = rng.permutation(num_groups)  # group g becomes micro-batch places[g]
-    place = np.repeat(places, sizes)
-    order = np.argsort(place * (int(direction.max()) + 1) + columns[0], kind="stable")
-    sizes = sizes[np.argsort(places)]
-    return Chunk(
-        number,
-        SentenceRefs.from_rows(columns[:, order]),
-        np.concatenate([[0], np.cumsum(sizes)]),
-    )
-
-
-def _cut(segments: Sequence[list[int]], num_groups: int, config: PlanConfig) -> Ints:
-    """Cuts descending widths into exactly `num_groups` groups of the least padded width.
-
-    Args:
-        segments: Widths, descending inside each segment; no group reaches over two segments.
-        num_groups: Groups over all segments.
-        config: Its `micro_batch_tokens` is known to be large enough.
-
-    Returns:
-        Where each group starts in the concatenated segments, ascending.
-    """
-    cap = _smallest_cap(segments, num_groups, config.micro_batch_tokens)
-    groups: list[tuple[int, int, int]] = []
-    first = 0
-    for segment in segments:
-        # Evens out the groups of one segment where the others dictate the cap.
-        own = _smallest_cap([segment], len(_greedy(segment, cap)), cap) if segments[1:] else cap
-        for start, size in _greedy(segment, own):
-            groups.append((-size * segment[start], first + start, size))
-        first += len(segment)
-    # Too few groups can come out; the largest are halved. One sentence cannot be.
-    heap = [group for group in groups if group[2] > 1]
-    done = [group for group in groups if group[2] == 1]
-    heapq.heapify(heap)
-    widths = [width for segment in segments for width in segment]
-    while len(heap) + len(done) < num_groups:
-        _, start, size = heapq.heappop(heap)
-        for begin, count in ((start, size // 2), (start + size // 2, size - size // 2)):
-            group = (-count * widths[begin], begin, count)
-            if count > 1:
-                heapq.heappush(heap, group)
-            else:
-                done.append(group)
-    return np.array(sorted(start for _, start, _ in heap + done), np.int64)
-
-
-def _smallest_cap(segments: Sequence[list[int]], num_groups: int, high: int) -> int:
-    """Returns the least padded width at which `num_groups` groups suffice; at `high` they do."""
-    # Greedy cutting is optimal for a given cap, because a part of a group never costs more.
-    assert sum(len(_greedy(segment, high)) for segment in segments) <= num_groups, "broken bound"
-    low = max(max(segment[0] for segment in segments), -(-sum(map(sum, segments)) // num_groups))
-    while low < high:
-        cap = (low + high) // 2
-        if sum(len(_greedy(segment, cap)) for segment in segments) <= num_groups:
-            high = cap
-        else:
-            low = cap + 1
-    return high
-
-
-def _greedy(widths: list[int], cap: int) -> list[tuple[int, int]]:
-    """Cuts descending widths into groups `(start, size)` with `size * widths[start] <= cap`."""
-    groups = []
-    start, end = 0, len(widths)
-    while start < end:
-        size = min(cap // widths[start], end - start)
-        groups.append((start, size))
-        start += size
-    return groups
 
 
 class ValidItem(NamedTuple):
@@ -514,7 +514,7 @@ def plan_validation(
         widths = np.maximum(columns[3], columns[4])
         order = np.argsort(-widths, kind="stable")
         columns = columns[:, order]
-        for start, size in _greedy(widths[order].tolist(), micro_batch_tokens):
+        for start, size in greedy_widths(widths[order].tolist(), micro_batch_tokens):
             refs = SentenceRefs.from_rows(columns[:, start : start + size])
             items.append(ValidItem(refs, counts=True))
     fillers = -len(items) % world_size

@@ -1,4 +1,4 @@
-"""WebDataset tars of token blocks, and a manifest that lets us read any block and trust it.
+"""The clean text of every language pair, tokenised, shuffled and written as WebDataset tars.
 
 One set of shards per unordered language pair; both directions read the same ones. A block is one
 WebDataset sample of thousands of sentence pairs:
@@ -6,162 +6,123 @@ WebDataset sample of thousands of sentence pairs:
     KEY.a_tokens.npy   pieces and end mark of every sentence of the pivot side, one after another
     KEY.a_lengths.npy  tokens of each sentence, the end mark included
     KEY.b_tokens.npy, KEY.b_lengths.npy   the other side
+    KEY.a_text.txt, KEY.b_text.txt        one sentence a line, with `shards.keep_text`
 
-`wds.WebDataset(path, shardshuffle=False).decode()` reads them. We do not: WebDataset 1.0.2 lets a
-flipped byte pass and drops the rest of a shard behind a damaged header, silently. `ShardReader`
-seeks to the member that it wants, and compares its header and payload with the manifest's CRC-32.
+`wds.WebDataset(path, shardshuffle=False).decode()` reads them; `reader.py` does so at random, and
+`manifest.py` tells what lies where. A pair's shards depend on nothing but its text, the tokenizer
+and the settings: the same bytes each time, and what is there already is not made again.
 """
 
 from __future__ import annotations
 
 import io
 import logging
+import os
+import shutil
 import tarfile
 import zlib
-from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from data_pipeline.batching import Ragged
-from data_pipeline.bitext import Split, language_pairs, read_split
+from data_pipeline.bitext import LanguagePair, Split, iter_split, language_pairs, split_path
 from data_pipeline.config import DataConfig, ShardConfig
-from data_pipeline.tokenizer import Tokenizer, clean_fingerprint
-from hyperadapter.core.errors import CorruptShardError, DataError
-from hyperadapter.core.files import atomic_directory, sha256_file, write_json
+from data_pipeline.manifest import (
+    HEADER_BYTES,
+    LENGTHS,
+    MANIFEST,
+    SHARDED_SPLITS,
+    BlockColumns,
+    PairEntry,
+    ShardEntry,
+    ShardManifest,
+    combined_fingerprint,
+    is_url,
+    member_file,
+    read_manifest,
+    write_manifest,
+)
+from data_pipeline.shuffle import BucketShuffle, Rows, iter_chunks, select
+from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.workers import parallel_map
+from hyperadapter.core.errors import DataError
+from hyperadapter.core.files import (
+    atomic_open,
+    read_json,
+    resumable_directory,
+    sha256_file,
+    write_text,
+)
 from hyperadapter.core.schema import StrictModel, fingerprint
 
-__all__ = [
-    "SHARDED_SPLITS",
-    "BlockEntry",
-    "PairEntry",
-    "ShardManifest",
-    "ShardReader",
-    "Side",
-    "expected_fingerprint",
-    "read_manifest",
-    "run",
-    "verify",
-]
+__all__ = ["pair_fingerprints", "run"]
 
 log = logging.getLogger(__name__)
 
-Side = Literal["a", "b"]
-Arrays = dict[str, NDArray[Any]]  # a block, by name of the member without key and suffix
-SHARDED_SPLITS: tuple[Split, ...] = ("train", "valid")
+Sample = dict[str, NDArray[Any] | bytes]  # a block, by name of the member without key and suffix
 
-_MANIFEST = "manifest.json"
-_HEADER = 512
 # Part of the fingerprint: raise it with each change of what is written.
-_FORMAT = 1
+_FORMAT = 2
 _ENCODE_SENTENCES = 20_000
-_REMEDY = "delete its folder and run `hyperadapter data shard` again"
+# Text of a bucket. Few languages have more than a token for two bytes, so tokens take no more.
+_BUCKET_BYTES = 64_000_000
+_RECORDS, _SCRATCH = "records", "scratch"  # only while the shards are made
+_SIDES = ("a", "b")
 
 
-class MemberEntry(NamedTuple):
-    """Where a member lies in its tar."""
-
-    offset: int  # of the tar header; the payload follows 512 bytes later
-    size: int  # of the payload
-    crc32: int  # of header and payload
-
-
-class BlockEntry(StrictModel):
-    """One block.
-
-    Attributes:
-        key: WebDataset's `__key__`.
-        shard: File name.
-        pair: Index into `ShardManifest.pairs`.
-        sentences: Sentence pairs.
-        a_tokens: Tokens of the pivot side, end marks included.
-        b_tokens: Tokens of the other side.
-        longer: Sum over sentences of max(a, b), then of max(a + 1, b), then of max(a, b + 1): the
-            width of the padded sentence without tag and with a tag on either side.
-        members: By the member's name without key and suffix, such as `a_tokens`.
-    """
-
-    key: str
-    shard: str
-    pair: int
-    sentences: int
-    a_tokens: int
-    b_tokens: int
-    longer: tuple[int, int, int]
-    members: dict[str, MemberEntry]
-
-
-class PairEntry(StrictModel):
-    """One language pair.
-
-    Attributes:
-        a: Language of the pivot side.
-        b: The other language.
-        sentences: Sentence pairs kept.
-        a_tokens: Tokens of side a, end marks included.
-        b_tokens: Tokens of side b.
-        a_longest: Most tokens of a sentence of side a.
-        b_longest: Most tokens of a sentence of side b.
-        dropped_long: Pairs dropped because a side is over `max_sentence_tokens`.
-        dropped_empty: Pairs dropped because a side has no piece.
-    """
-
-    a: str
-    b: str
-    sentences: int
-    a_tokens: int
-    b_tokens: int
-    a_longest: int
-    b_longest: int
-    dropped_long: int
-    dropped_empty: int
-
-
-class ShardEntry(StrictModel):
-    """One tar file."""
-
-    file: str
-    sha256: str
-    num_bytes: int
-
-
-class ShardManifest(StrictModel):
-    """What `shards/<split>/manifest.json` holds."""
-
-    fingerprint: str
-    tokenizer: str = Field(description="Fingerprint of the tokenizer")
-    vocab_size: int
-    pairs: tuple[PairEntry, ...]
-    shards: tuple[ShardEntry, ...]
-    blocks: tuple[BlockEntry, ...]
-
-
-class _Inputs(StrictModel):
-    """All that the shards of a split depend on."""
+class _PairInputs(StrictModel):
+    """All that the shards of a language pair depend on."""
 
     format: int = _FORMAT
     split: Split
-    clean: str
+    pair: LanguagePair
+    text: str
     tokenizer: str
-    pairs: tuple[tuple[str, str], ...]
     shards: ShardConfig
 
 
-class _Encoded(NamedTuple):
-    """The tokens of a language pair in their final order."""
+class _Task(NamedTuple):
+    """A language pair whose shards are to be written."""
 
-    a: Ragged
-    b: Ragged
-    dropped_long: int
-    dropped_empty: int
+    clean: Path
+    folder: Path
+    split: Split
+    pair: LanguagePair
+    fingerprint: str
+    tokenizer_folder: Path
+    tokenizer: str
+    config: ShardConfig
+
+    @property
+    def name(self) -> str:
+        return "-".join(self.pair)
+
+    @property
+    def text(self) -> Path:
+        return split_path(self.clean, self.split, self.pair)
+
+
+class _Counts:
+    """What is counted while a pair is encoded and written."""
+
+    def __init__(self) -> None:
+        self.dropped_long = 0
+        self.dropped_empty = 0
+        self.longest = {"a": 0, "b": 0}
 
 
 def run(config: DataConfig) -> dict[str, ShardManifest]:
-    """Writes the shards of the train and valid splits, unless they are there already.
+    """Writes the shards of the train and valid splits, as far as they are not there already.
+
+    Pairs whose text, tokenizer and settings did not change keep their files. What an interrupted
+    call has finished is kept, too.
 
     Returns:
         The manifest of each split.
@@ -169,141 +130,335 @@ def run(config: DataConfig) -> dict[str, ShardManifest]:
     Raises:
         DataError: The clean text or the tokenizer is missing.
     """
-    root = Path(config.folder)
-    tokenizer: Tokenizer = Tokenizer.load(root / "tokenizer")
+    tokenizer = Tokenizer.load(Path(config.folder) / "tokenizer")
     manifests: dict[str, ShardManifest] = {}
-    for split in SHARDED_SPLITS:
-        folder = root / "shards" / split
-        inputs = _inputs(config, split, tokenizer.fingerprint)
-        if (folder / _MANIFEST).is_file():
-            manifest = read_manifest(folder)
-            if manifest.fingerprint == fingerprint(inputs):
-                manifests[split] = manifest
-                continue
-        manifests[split] = _write_split(root, inputs, tokenizer)
-    return manifests
+    builds: list[_Build] = []
+    with ExitStack() as stack:
+        for split in SHARDED_SPLITS:
+            build = _Build(config, split, tokenizer)
+            if build.finished is not None:
+                manifests[split] = build.finished
+            else:
+                build.begin(stack)
+                builds.append(build)
+        tasks = [task for build in builds for task in build.tasks]
+        tasks.sort(key=lambda task: task.text.stat().st_size, reverse=True)
+        by_folder = {build.part: build for build in builds}
+        for task, entry in parallel_map(_write_pair, tasks, "sharding", config.num_workers):
+            by_folder[task.folder].entries[task.pair] = entry
+        for build in builds:
+            manifests[build.split] = build.finish()
+    return {split: manifests[split] for split in SHARDED_SPLITS}
 
 
-def expected_fingerprint(config: DataConfig, split: Split, tokenizer: str) -> str:
-    """Returns the fingerprint of the shards of a configuration, its clean text and a tokenizer."""
-    return fingerprint(_inputs(config, split, tokenizer))
+def pair_fingerprints(config: DataConfig, split: Split, tokenizer: str) -> dict[LanguagePair, str]:
+    """Returns the fingerprints that a split's shards have: what each pair's are made from.
 
-
-def _inputs(config: DataConfig, split: Split, tokenizer: str) -> _Inputs:
-    return _Inputs(
-        split=split,
-        clean=clean_fingerprint(Path(config.folder) / "clean"),
-        tokenizer=tokenizer,
-        pairs=language_pairs(config),
-        shards=config.shards,
-    )
-
-
-def read_manifest(folder: Path) -> ShardManifest:
-    """Reads the manifest of a split's folder.
+    Args:
+        config: The data configuration.
+        split: The split.
+        tokenizer: Fingerprint of the tokenizer.
 
     Raises:
-        DataError: There is none.
-        CorruptShardError: It is not a shard manifest.
+        DataError: The clean text of a pair is missing.
     """
-    path = folder / _MANIFEST
-    if not path.is_file():
-        raise DataError(f"{folder} holds no shards; run `hyperadapter data shard` first")
-    try:
-        return ShardManifest.model_validate_json(path.read_bytes())
-    except ValueError as error:
-        raise CorruptShardError(f"{path} is not a shard manifest ({error}); {_REMEDY}") from error
-
-
-def _write_split(root: Path, inputs: _Inputs, tokenizer: Tokenizer) -> ShardManifest:
-    pairs: list[PairEntry] = []
-    blocks: list[BlockEntry] = []
-    shards: list[ShardEntry] = []
-    with atomic_directory(root / "shards" / inputs.split) as folder:
-        for number, (a, b) in enumerate(inputs.pairs):
-            text = read_split(root / "clean", inputs.split, (a, b))
-            # The seed names the pair, so that a new pair does not reorder the others.
-            rng = np.random.default_rng([zlib.crc32(f"{inputs.split} {a}-{b}".encode()), 1])
-            encoded = _encode(tokenizer, text.a, text.b, inputs.shards.max_sentence_tokens, rng)
-            samples = _iter_blocks(encoded, inputs.shards.block_sentences, tokenizer.vocab_size)
-            for file, keys in _write_tars(folder, f"{a}-{b}", samples, inputs.shards.shard_bytes):
-                shards.append(
-                    ShardEntry(
-                        file=file.name, sha256=sha256_file(file), num_bytes=file.stat().st_size
-                    )
-                )
-                blocks.extend(_index(file, number, keys))
-            pairs.append(_pair_entry(a, b, encoded))
-            log.info(
-                "shards/%s: %s-%s %d pairs, dropped %d too long and %d empty",
-                inputs.split, a, b, len(encoded.a), encoded.dropped_long, encoded.dropped_empty,
-            )  # fmt: skip
-        manifest = ShardManifest(
-            fingerprint=fingerprint(inputs),
-            tokenizer=inputs.tokenizer,
-            vocab_size=tokenizer.vocab_size,
-            pairs=tuple(pairs),
-            shards=tuple(shards),
-            blocks=tuple(blocks),
+    clean = Path(config.folder) / "clean"
+    known = read_json(clean / MANIFEST).get("splits", {})
+    found: dict[LanguagePair, str] = {}
+    for pair in language_pairs(config):
+        text = known.get("-".join(pair), {}).get(split, {}).get("sha256")
+        inputs = _PairInputs(
+            split=split,
+            pair=pair,
+            text=text or _text_sha256(clean, split, pair),
+            tokenizer=tokenizer,
+            shards=config.shards,
         )
-        write_json(folder / _MANIFEST, manifest.model_dump())
-    return manifest
+        found[pair] = fingerprint(inputs)
+    return found
 
 
-def _pair_entry(a: str, b: str, encoded: _Encoded) -> PairEntry:
-    return PairEntry(
-        a=a,
-        b=b,
-        sentences=len(encoded.a),
-        a_tokens=int(encoded.a.lengths.sum()),
-        b_tokens=int(encoded.b.lengths.sum()),
-        a_longest=int(encoded.a.lengths.max(initial=0)),
-        b_longest=int(encoded.b.lengths.max(initial=0)),
-        dropped_long=encoded.dropped_long,
-        dropped_empty=encoded.dropped_empty,
-    )
+def _text_sha256(clean: Path, split: Split, pair: LanguagePair) -> str:
+    path = split_path(clean, split, pair)
+    try:
+        return sha256_file(path)
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} does not exist; the clean corpus lacks {'-'.join(pair)}. Run `hyperadapter "
+            "data clean`"
+        ) from None
 
 
-def _encode(
-    tokenizer: Tokenizer, a: list[str], b: list[str], longest: int, rng: np.random.Generator
-) -> _Encoded:
-    """Tokenises a pair's text, drops what does not fit, and shuffles once."""
-    sides = []
-    for texts in (a, b):
-        parts = [
-            Ragged.from_sequences(tokenizer.encode(texts[first : first + _ENCODE_SENTENCES]))
-            for first in range(0, len(texts), _ENCODE_SENTENCES)
+class _Build:
+    """The shards of one split: those that are there, and those to be written."""
+
+    def __init__(self, config: DataConfig, split: Split, tokenizer: Tokenizer) -> None:
+        self.split = split
+        self.part = Path()
+        self.tasks: list[_Task] = []
+        self.entries: dict[LanguagePair, PairEntry] = {}
+        self._config = config
+        self._tokenizer = tokenizer
+        self._root = Path(config.folder)
+        self._folder = self._root / "shards" / split
+        self._wanted = pair_fingerprints(config, split, tokenizer.fingerprint)
+        self._old = self._read_old()
+
+    def _read_old(self) -> ShardManifest | None:
+        try:
+            return read_manifest(self._folder)
+        except DataError:  # none, or one that is damaged or of an older format
+            return None
+
+    @property
+    def finished(self) -> ShardManifest | None:
+        """The manifest that is there, if nothing is left to do."""
+        wanted = combined_fingerprint(self._tokenizer.fingerprint, list(self._wanted.values()))
+        if self._old is None or self._old.fingerprint != wanted:
+            return None
+        whole = all(_is_whole(self._folder, pair) for pair in self._old.pairs)
+        return self._old if whole else None
+
+    def begin(self, stack: ExitStack) -> None:
+        """Opens the new folder, fills it with what can be kept, and lists the rest as tasks."""
+        # The fingerprints of the pairs decide what is kept, not one of the whole.
+        self.part = stack.enter_context(resumable_directory(self._folder, f"shards {_FORMAT}"))
+        old = {pair.fingerprint: pair for pair in self._old.pairs} if self._old else {}
+        for pair, wanted in self._wanted.items():
+            entry = self._recorded(pair, wanted) or self._adopt(old.get(wanted))
+            if entry is not None:
+                self.entries[pair] = entry
+                continue
+            self.tasks.append(
+                _Task(
+                    self._root / "clean",
+                    self.part,
+                    self.split,
+                    pair,
+                    wanted,
+                    self._root / "tokenizer",
+                    self._tokenizer.fingerprint,
+                    self._config.shards,
+                )
+            )
+        log.info(
+            "shards/%s: %d language pairs, %d to be written",
+            self.split, len(self._wanted), len(self.tasks),
+        )  # fmt: skip
+
+    def _recorded(self, pair: LanguagePair, wanted: str) -> PairEntry | None:
+        """Returns what an interrupted call has finished."""
+        path = _record(self.part, "-".join(pair))
+        if not path.is_file():
+            return None
+        entry = PairEntry.model_validate_json(path.read_bytes())
+        return entry if entry.fingerprint == wanted and _is_whole(self.part, entry) else None
+
+    def _adopt(self, entry: PairEntry | None) -> PairEntry | None:
+        """Links or copies the files of a pair that did not change."""
+        if entry is None or not _is_whole(self._folder, entry):
+            return None
+        for file in _files(entry):
+            target = self.part / file.file
+            target.parent.mkdir(exist_ok=True)
+            target.unlink(missing_ok=True)
+            try:
+                os.link(self._folder / file.file, target)
+            except OSError:  # this file system has no hard links
+                shutil.copyfile(self._folder / file.file, target)
+        return entry
+
+    def finish(self) -> ShardManifest:
+        """Writes the manifest and removes whatever is not in it."""
+        manifest = ShardManifest.of_pairs(
+            tuple(self.entries[pair] for pair in self._wanted),
+            self._tokenizer.fingerprint,
+            self._tokenizer.vocab_size,
+        )
+        kept = {self.part / file.file for pair in manifest.pairs for file in _files(pair)}
+        for path in (*self.part.glob("*.tar"), *(self.part / LENGTHS).glob("*")):
+            if path not in kept:
+                path.unlink()
+        for name in (_RECORDS, _SCRATCH):
+            shutil.rmtree(self.part / name, ignore_errors=True)
+        write_manifest(self.part, manifest)
+        return manifest
+
+
+def _files(entry: PairEntry) -> tuple[ShardEntry, ...]:
+    return (entry.lengths, *entry.shards)
+
+
+def _is_whole(folder: Path, entry: PairEntry) -> bool:
+    """Says whether all files of a pair lie in a folder and have their sizes."""
+    for file in _files(entry):
+        if is_url(file.file) or Path(file.file).is_absolute():
+            return False
+        path = folder / file.file
+        if not path.is_file() or path.stat().st_size != file.num_bytes:
+            return False
+    return True
+
+
+def _record(folder: Path, name: str) -> Path:
+    return folder / _RECORDS / f"{name}.json"
+
+
+@lru_cache(maxsize=1)
+def _load_tokenizer(folder: Path, fingerprint: str) -> Tokenizer:
+    """Loads a tokenizer once for the many pairs of a process; the fingerprint tells it apart."""
+    tokenizer = Tokenizer.load(folder)
+    assert tokenizer.fingerprint == fingerprint
+    return tokenizer
+
+
+def _write_pair(task: _Task) -> PairEntry:
+    """Writes the shards of one language pair, and a record of them last."""
+    tokenizer = _load_tokenizer(task.tokenizer_folder, task.tokenizer)
+    scratch = task.folder / _SCRATCH / task.name
+    shutil.rmtree(scratch, ignore_errors=True)
+    # The seed names the pair, so that a new pair does not reorder the others.
+    rng = np.random.default_rng([zlib.crc32(f"{task.split} {task.name}".encode()), 1])
+    num_buckets = task.text.stat().st_size // _BUCKET_BYTES + 1
+    shuffle = BucketShuffle(scratch, num_buckets, rng)
+    counts = _Counts()
+    for rows in _encode(task, tokenizer, counts):
+        shuffle.add(rows)
+    chunks = iter_chunks(shuffle.iter_buckets(), task.config.block_sentences)
+    samples = map(_sample, chunks)
+    (task.folder / LENGTHS).mkdir(exist_ok=True)
+    lengths_file = task.folder / LENGTHS / f"{task.name}.u16"
+    with atomic_open(lengths_file, "wb") as stream:
+        table = _BlockTable(stream)
+        shards = [
+            _entry(path, task.folder)
+            for path in _write_tars(task.folder, task.name, samples, task.config.shard_bytes, table)
         ]
-        parts = parts or [Ragged.from_sequences([])]
-        tokens = np.concatenate([part.tokens.astype(np.int32) for part in parts])
-        lengths = np.concatenate([part.lengths for part in parts])
-        sides.append(Ragged.from_lengths(tokens, lengths))
-    shorter = np.minimum(sides[0].lengths, sides[1].lengths)
-    longer = np.maximum(sides[0].lengths, sides[1].lengths)
-    keep = rng.permutation(np.flatnonzero((shorter > 1) & (longer <= longest)))
-    return _Encoded(
-        sides[0].rows(keep),
-        sides[1].rows(keep),
-        dropped_long=int(((shorter > 1) & (longer > longest)).sum()),
-        dropped_empty=int((shorter <= 1).sum()),
+    shutil.rmtree(scratch, ignore_errors=True)
+    blocks = table.columns()
+    entry = PairEntry(
+        a=task.pair[0],
+        b=task.pair[1],
+        fingerprint=task.fingerprint,
+        sentences=int(blocks.sentences.sum()),
+        a_tokens=int(blocks.a_tokens.sum()),
+        b_tokens=int(blocks.b_tokens.sum()),
+        a_longest=counts.longest["a"],
+        b_longest=counts.longest["b"],
+        dropped_long=counts.dropped_long,
+        dropped_empty=counts.dropped_empty,
+        lengths=_entry(lengths_file, task.folder),
+        shards=tuple(shards),
+        blocks=blocks,
+    )
+    write_text(_record(task.folder, task.name), entry.model_dump_json())
+    log.info(
+        "shards/%s: %s %d pairs, dropped %d too long and %d empty",
+        task.split, task.name, entry.sentences, entry.dropped_long, entry.dropped_empty,
+    )  # fmt: skip
+    return entry
+
+
+def _entry(path: Path, folder: Path) -> ShardEntry:
+    return ShardEntry(
+        file=path.relative_to(folder).as_posix(),
+        sha256=sha256_file(path),
+        num_bytes=path.stat().st_size,
     )
 
 
-def _iter_blocks(encoded: _Encoded, block_sentences: int, vocab_size: int) -> Iterator[Arrays]:
-    ids = np.uint16 if vocab_size <= 1 << 16 else np.uint32
-    for first in range(0, len(encoded.a), block_sentences):
-        rows = slice(first, first + block_sentences)
-        members: Arrays = {}
-        for side, text in (("a", encoded.a), ("b", encoded.b)):
-            block = text.rows(rows)
-            members[f"{side}_tokens"] = block.flat().astype(ids)
-            members[f"{side}_lengths"] = block.lengths.astype(np.uint16)
-        yield members
+def _encode(task: _Task, tokenizer: Tokenizer, counts: _Counts) -> Iterator[Rows]:
+    """Tokenises a pair's text and drops what does not fit, some sentences at a time."""
+    ids = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    lines = iter_split(task.clean, task.split, task.pair)
+    while batch := list(islice(lines, _ENCODE_SENTENCES)):
+        texts = {"a": [line.a for line in batch], "b": [line.b for line in batch]}
+        rows: Rows = {}
+        for side in _SIDES:
+            tokens, lengths = tokenizer.encode_ragged(texts[side])
+            rows[side] = Ragged.from_lengths(tokens.astype(ids), lengths)
+        shorter = np.minimum(rows["a"].lengths, rows["b"].lengths)
+        longer = np.maximum(rows["a"].lengths, rows["b"].lengths)
+        fits = longer <= task.config.max_sentence_tokens
+        counts.dropped_empty += int((shorter <= 1).sum())
+        counts.dropped_long += int(((shorter > 1) & ~fits).sum())
+        if task.config.keep_text:
+            rows |= {f"{side}_text": _text_rows(texts[side]) for side in _SIDES}
+        kept = select(rows, np.flatnonzero((shorter > 1) & fits))
+        for side in _SIDES:
+            longest = int(kept[side].lengths.max(initial=0))
+            counts.longest[side] = max(counts.longest[side], longest)
+        yield kept
+
+
+def _text_rows(texts: list[str]) -> Ragged:
+    """Makes rows of bytes, each with its line's end."""
+    lines = [f"{text}\n".encode() for text in texts]
+    flat = np.frombuffer(b"".join(lines), np.uint8)
+    return Ragged.from_lengths(flat, np.fromiter(map(len, lines), np.int64, len(lines)))
+
+
+def _sample(rows: Rows) -> Sample:
+    sample: Sample = {}
+    for side in _SIDES:
+        sample[f"{side}_tokens"] = rows[side].flat()
+        sample[f"{side}_lengths"] = rows[side].lengths.astype("<u2")
+    texts = {name: rows[name].flat().tobytes() for name in rows if name.endswith("_text")}
+    return sample | texts
+
+
+class _BlockTable:
+    """Collects what the manifest says of a pair's blocks, and writes the lengths file."""
+
+    def __init__(self, lengths: IO[bytes]) -> None:
+        self._lengths = lengths
+        self._columns: dict[str, list[int]] = {
+            name: [] for name in BlockColumns.model_fields if name != "members"
+        }
+        self._members: dict[str, dict[str, list[int]]] = {}
+
+    def add_sample(self, sample: Sample, shard: int) -> None:
+        """Takes a block that is written to the pair's n-th shard."""
+        parts = [np.asarray(sample[f"{side}_lengths"]) for side in _SIDES]
+        data = b"".join(part.tobytes() for part in parts)
+        self._lengths.write(data)
+        a, b = (part.astype(np.int64) for part in parts)
+        values = {
+            "shard": shard,
+            "sentences": len(a),
+            "a_tokens": a.sum(),
+            "b_tokens": b.sum(),
+            "longer": np.maximum(a, b).sum(),
+            "longer_a_tag": np.maximum(a + 1, b).sum(),
+            "longer_b_tag": np.maximum(a, b + 1).sum(),
+            "lengths_crc32": zlib.crc32(data),
+        }
+        for name, value in values.items():
+            self._columns[name].append(int(value))
+
+    def add_shard(self, path: Path) -> None:
+        """Describes the members of a tar that was just written, from its bytes on disk."""
+        with tarfile.open(path) as tar, open(path, "rb") as stream:
+            for member in tar:
+                assert member.offset_data - member.offset == HEADER_BYTES, member.name
+                stream.seek(member.offset)
+                crc32 = zlib.crc32(stream.read(HEADER_BYTES + member.size))
+                columns = self._members.setdefault(
+                    member.name.split(".")[1], {"offset": [], "size": [], "crc32": []}
+                )
+                columns["offset"].append(member.offset)
+                columns["size"].append(member.size)
+                columns["crc32"].append(crc32)
+
+    def columns(self) -> BlockColumns:
+        """Returns all blocks."""
+        tree: dict[str, Any] = {**self._columns, "members": self._members}
+        return BlockColumns.model_validate(tree)
 
 
 def _write_tars(
-    folder: Path, stem: str, samples: Iterator[Arrays], shard_bytes: int
-) -> Iterator[tuple[Path, dict[str, Arrays]]]:
+    folder: Path, stem: str, samples: Iterator[Sample], shard_bytes: int, table: _BlockTable
+) -> Iterator[Path]:
     """Writes tars of about `shard_bytes`, the same bytes for the same tokens; yields each one."""
     # Imported here because it loads torch wherever torch is installed.
     from webdataset import TarWriter
@@ -312,158 +467,33 @@ def _write_tars(
     number = block = 0
     while sample is not None:
         path = folder / f"{stem}-{number:05d}.tar"
-        written: dict[str, Arrays] = {}
         with (
-            open(path, "wb") as stream,
+            atomic_open(path, "wb") as stream,
             TarWriter(stream, user="hyperadapter", group="hyperadapter", mtime=0) as tar,
         ):
             size = 0
-            while sample is not None and (not written or size < shard_bytes):
+            while sample is not None and (not size or size < shard_bytes):
                 key = f"{stem}-{block:07d}"
-                size += tar.write(
-                    {"__key__": key}
-                    | {f"{name}.npy": _npy_bytes(array) for name, array in sample.items()}
-                )
-                written[key] = sample
+                size += tar.write({"__key__": key} | _payloads(key, sample))
+                table.add_sample(sample, number)
                 block += 1
                 sample = next(samples, None)
+        table.add_shard(path)
         number += 1
-        yield path, written
+        yield path
+
+
+def _payloads(key: str, sample: Sample) -> dict[str, bytes]:
+    """Returns the bytes of a block's members by name without the key."""
+    return {
+        member_file(key, name).removeprefix(f"{key}."): (
+            value if isinstance(value, bytes) else _npy_bytes(value)
+        )
+        for name, value in sample.items()
+    }
 
 
 def _npy_bytes(array: NDArray[Any]) -> bytes:
     stream = io.BytesIO()
     np.lib.format.write_array(stream, array, version=(1, 0), allow_pickle=False)
     return stream.getvalue()
-
-
-def _index(path: Path, pair: int, samples: dict[str, Arrays]) -> Iterator[BlockEntry]:
-    """Describes the blocks of a tar that was just written, from its bytes on disk."""
-    members: dict[str, dict[str, MemberEntry]] = {key: {} for key in samples}
-    with tarfile.open(path) as tar, open(path, "rb") as stream:
-        for member in tar:
-            assert member.offset_data - member.offset == _HEADER, member.name
-            key, name, _ = member.name.split(".")
-            stream.seek(member.offset)
-            crc32 = zlib.crc32(stream.read(_HEADER + member.size))
-            members[key][name] = MemberEntry(member.offset, member.size, crc32)
-    for key, sample in samples.items():
-        a, b = (sample[f"{side}_lengths"].astype(np.int64) for side in "ab")
-        yield BlockEntry(
-            key=key,
-            shard=path.name,
-            pair=pair,
-            sentences=len(a),
-            a_tokens=int(a.sum()),
-            b_tokens=int(b.sum()),
-            longer=(
-                int(np.maximum(a, b).sum()),
-                int(np.maximum(a + 1, b).sum()),
-                int(np.maximum(a, b + 1).sum()),
-            ),
-            members=members[key],
-        )
-
-
-def verify(folder: Path) -> ShardManifest:
-    """Reads every byte of a split's shards and compares it with the manifest.
-
-    Raises:
-        CorruptShardError: A shard is missing, cut off or changed; the first one is named.
-    """
-    manifest = read_manifest(folder)
-    _check_files(folder, manifest)
-    for shard in manifest.shards:
-        found = sha256_file(folder / shard.file)
-        if found != shard.sha256:
-            raise CorruptShardError(
-                f"{folder / shard.file} has the SHA-256 {found[:12]}.., but its manifest promises "
-                f"{shard.sha256[:12]}..; {_REMEDY}"
-            )
-    return manifest
-
-
-def _check_files(folder: Path, manifest: ShardManifest) -> None:
-    for shard in manifest.shards:
-        path = folder / shard.file
-        if not path.is_file():
-            raise CorruptShardError(f"{path} is missing, but its manifest lists it; {_REMEDY}")
-        found = path.stat().st_size
-        if found != shard.num_bytes:
-            raise CorruptShardError(
-                f"{path} has {found} bytes, but its manifest promises {shard.num_bytes}; {_REMEDY}"
-            )
-
-
-class ShardReader:
-    """Random access to the blocks of one split; every member is verified when it is read.
-
-    Decoded members are kept up to `cache_bytes`, the least recently used go first. Not thread-safe.
-    """
-
-    def __init__(self, folder: Path, cache_bytes: int = 500_000_000) -> None:
-        """Opens a split's folder.
-
-        Raises:
-            DataError: There are no shards.
-            CorruptShardError: A shard is missing or has the wrong size.
-        """
-        self.manifest = read_manifest(folder)
-        _check_files(folder, self.manifest)
-        self._folder = folder
-        self._cache_bytes = cache_bytes
-        self._cache: OrderedDict[tuple[int, str], NDArray[Any]] = OrderedDict()
-        self._cached = 0
-
-    @property
-    def cached_bytes(self) -> int:
-        """Size of the decoded members that are kept."""
-        return self._cached
-
-    def lengths(self, block: int, side: Side) -> NDArray[np.uint16]:
-        """Returns the tokens of each sentence, end mark included, without reading the tokens."""
-        return self._member(block, f"{side}_lengths", self.manifest.blocks[block].sentences)
-
-    def sentences(self, block: int, side: Side) -> Ragged:
-        """Returns the token sequences of one side of a block, each with its end mark."""
-        entry = self.manifest.blocks[block]
-        total = entry.a_tokens if side == "a" else entry.b_tokens
-        tokens = self._member(block, f"{side}_tokens", total)
-        return Ragged.from_lengths(tokens, self.lengths(block, side))
-
-    def _member(self, block: int, name: str, count: int) -> NDArray[Any]:
-        key = (block, name)
-        found = self._cache.get(key)
-        if found is not None:
-            self._cache.move_to_end(key)
-            return found
-        array = self._read(self.manifest.blocks[block], name)
-        if array.shape != (count,):
-            entry = self.manifest.blocks[block]
-            raise self._corrupt(entry, name, f"has the shape {array.shape}, not ({count},)")
-        array.flags.writeable = False
-        self._cache[key] = array
-        self._cached += array.nbytes
-        while self._cached > self._cache_bytes and len(self._cache) > 1:
-            _, oldest = self._cache.popitem(last=False)
-            self._cached -= oldest.nbytes
-        return array
-
-    def _read(self, entry: BlockEntry, name: str) -> NDArray[Any]:
-        member = entry.members[name]
-        try:
-            with open(self._folder / entry.shard, "rb") as stream:
-                stream.seek(member.offset)
-                data = stream.read(_HEADER + member.size)
-        except OSError as error:
-            raise self._corrupt(entry, name, f"cannot be read ({error})") from error
-        if len(data) != _HEADER + member.size:
-            raise self._corrupt(entry, name, "is cut off")
-        if (found := zlib.crc32(data)) != member.crc32:
-            what = f"has the CRC-32 {found:08x}, but the manifest promises {member.crc32:08x}"
-            raise self._corrupt(entry, name, what)
-        return np.asarray(np.load(io.BytesIO(data[_HEADER:]), allow_pickle=False))
-
-    def _corrupt(self, entry: BlockEntry, name: str, what: str) -> CorruptShardError:
-        path = self._folder / entry.shard
-        return CorruptShardError(f"{path}: the member {entry.key}.{name}.npy {what}; {_REMEDY}")

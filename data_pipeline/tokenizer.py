@@ -1,8 +1,8 @@
 """One SentencePiece unigram model for all languages, trained on temperature-sampled text.
 
 Text is neither normalised nor case-folded, so decoding gives back what was encoded (runs of white
-space apart). The sample is chosen by a seeded hash of each text: it does not depend on the order of
-files, and a text that stands in many pairs (the pivot side) counts once.
+space apart). `tokenizer_sample.py` chooses the text. With `tokenizer.folder`, a finished tokenizer
+is used as it is, so that languages can be added to the vocabulary of a trained model.
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ import io
 import logging
 import re
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import sentencepiece
 from numpy.typing import NDArray
+from pydantic import Field
 
-from data_pipeline.bitext import language_pairs, read_split
+from data_pipeline.bitext import language_pairs
 from data_pipeline.config import DataConfig, TokenizerConfig
-from data_pipeline.mixing import temperature_weights
+from data_pipeline.tokenizer_sample import TrainingText, sample_training_text
 from hyperadapter.core.errors import ConfigError, DataError
 from hyperadapter.core.files import atomic_directory, read_json, sha256_file, write_json, write_text
 from hyperadapter.core.schema import StrictModel, fingerprint
@@ -44,31 +47,39 @@ log = logging.getLogger(__name__)
 
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
 
+_CGROUPS = Path("/sys/fs/cgroup")
 _MODEL, _VOCAB, _MANIFEST = "spm.model", "spm.vocab", "manifest.json"
 # The trainer adds up its threads' floats in a fixed order: the same model on every machine.
 _TRAINING_THREADS = 8
+# Memory of training, ours included: a base, and bytes for each byte of the sample and for each
+# character of its distinct words, whose suffix array is the largest part. Measured as peak memory
+# with sentencepiece 0.2.3 and 8,000 pieces on text of a Markov chain over letters (which has more
+# distinct words than real text) in Latin and Cyrillic, then in Chinese and Japanese, and on real
+# text in Latin and Cyrillic:
+#   MB of text                 2.9   5.9  11.8  23.6    2.9   5.9  11.8  23.6    5.0
+#   M characters of words      1.3   2.4   4.4   8.1    1.0   2.0   4.0   7.9    0.7
+#   distinct characters        226   232   234   234  2,364 2,407 2,420 2,420    234
+#   peak, MB                   112   202   346   582     94   153   267   486    116
+#   estimate, MB               178   244   369   600    162   224   347   590    155
+_BASE_BYTES, _PER_BYTE, _PER_CHARACTER = 100_000_000, 4, 50
 # Part of the fingerprint: raise it with each change of what training yields.
-_FORMAT = 1
+_FORMAT = 2
 
 
 class TokenizerManifest(StrictModel):
-    """What `tokenizer/manifest.json` holds.
+    """What `tokenizer/manifest.json` holds."""
 
-    Attributes:
-        fingerprint: Identifies the configuration and the text the model was trained on.
-        vocab_size: Pieces.
-        model_sha256: Checksum of `spm.model`.
-        available_bytes: Deduplicated text per language.
-        sampled_bytes: Text per language that the model was trained on.
-        sentencepiece: Version of the trainer.
-    """
-
-    fingerprint: str
-    vocab_size: int
-    model_sha256: str
-    available_bytes: dict[str, int]
-    sampled_bytes: dict[str, int]
-    sentencepiece: str
+    fingerprint: str = Field(description="Configuration and text the model was trained on")
+    vocab_size: int = Field(description="Pieces")
+    model_sha256: str = Field(description="Checksum of `spm.model`")
+    available_bytes: dict[str, int] = Field(
+        description="Deduplicated text per language; an estimate for large corpora"
+    )
+    sampled_bytes: dict[str, int] = Field(description="Text per language it was trained on")
+    sentencepiece: str = Field(description="Version of the trainer")
+    copied_from: str = Field(
+        default="", description="Folder of the finished tokenizer that this is a copy of"
+    )
 
 
 class _Inputs(StrictModel):
@@ -121,7 +132,22 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Splits texts into piece ids, without start or end marks."""
-        return [np.array(ids, np.int32) for ids in self._processor.encode(list(texts))]
+        encoded = self._processor.encode(list(texts), num_threads=1)
+        return [np.array(ids, np.int32) for ids in encoded]
+
+    def encode_ragged(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Splits texts into piece ids, each text ending in the end mark; the fast way for many.
+
+        One thread does it: the processes that build data share the cores already.
+
+        Returns:
+            All texts' ids one after another, `[total]`, and how many each text has, `[texts]`, for
+            `Ragged.from_lengths`.
+        """
+        encoded = self._processor.encode(list(texts), num_threads=1, add_eos=True)
+        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+        tokens = np.fromiter(chain.from_iterable(encoded), np.int32, int(lengths.sum()))
+        return tokens, lengths
 
     def decode(self, sequences: Iterable[Sequence[int] | NDArray[Any]]) -> list[str]:
         """Joins piece ids to texts; special ids leave no trace."""
@@ -133,34 +159,49 @@ class Tokenizer:
         """Returns all pieces in the order of their ids."""
         return [str(self._processor.id_to_piece(i)) for i in range(self.vocab_size)]
 
+    def spells_out(self) -> NDArray[np.bool_]:
+        """Says which pieces stand for text outside the vocabulary: unknown, and single bytes."""
+        model = self._processor
+        return np.array(
+            [model.is_unknown(i) or model.is_byte(i) for i in range(self.vocab_size)], np.bool_
+        )
+
 
 def expected_fingerprint(config: DataConfig) -> str:
-    """Returns the fingerprint that the tokenizer of a configuration and its clean text has."""
+    """Returns the fingerprint that the tokenizer of a configuration and its clean text has.
+
+    Raises:
+        ConfigError: `tokenizer.folder` holds no tokenizer, or one of another size.
+        DataError: There is no clean text to train on.
+    """
+    if config.tokenizer.folder:
+        return _finished_manifest(config).fingerprint
     inputs = _Inputs(
         clean=clean_fingerprint(Path(config.folder) / "clean"),
-        pairs=language_pairs(config),
+        pairs=tuple(sorted(language_pairs(config))),
         tokenizer=config.tokenizer,
     )
     return fingerprint(inputs)
 
 
 def run(config: DataConfig) -> TokenizerManifest:
-    """Trains the tokenizer of a data folder, unless it is there already.
+    """Trains the tokenizer of a data folder, or copies a finished one, unless it is there already.
 
     Raises:
-        ConfigError: The text does not support `tokenizer.vocab_size`.
+        ConfigError: The text does not support `tokenizer.vocab_size`, training would need more
+            memory than there is, or `tokenizer.folder` holds no tokenizer of this size.
         DataError: The clean text is missing or empty.
     """
     folder = Path(config.folder) / "tokenizer"
-    clean = Path(config.folder) / "clean"
     expected = expected_fingerprint(config)
     if (folder / _MANIFEST).is_file():
         manifest = _read_manifest(folder)
         if manifest.fingerprint == expected:
             return manifest
-    available, sample = _sample(clean, config)
-    text = [line for code in sample for line in sample[code]]
-    log.info("tokenizer: %d pieces from %d texts", config.tokenizer.vocab_size, len(text))
+    if config.tokenizer.folder:
+        return _adopt(config, folder)
+    text = sample_training_text(Path(config.folder) / "clean", config)
+    require_memory(text, config.tokenizer, available_bytes())
     tokenizer = Tokenizer(_train(text, config.tokenizer), expected)
     with atomic_directory(folder) as part:
         (part / _MODEL).write_bytes(tokenizer._processor.serialized_model_proto())
@@ -169,11 +210,48 @@ def run(config: DataConfig) -> TokenizerManifest:
             fingerprint=tokenizer.fingerprint,
             vocab_size=tokenizer.vocab_size,
             model_sha256=sha256_file(part / _MODEL),
-            available_bytes=available,
-            sampled_bytes={code: _num_bytes(lines) for code, lines in sample.items()},
+            available_bytes=text.available_bytes,
+            sampled_bytes=text.sampled_bytes,
             sentencepiece=importlib.metadata.version("sentencepiece"),
         )
         write_json(part / _MANIFEST, manifest.model_dump())
+    return manifest
+
+
+def _adopt(config: DataConfig, folder: Path) -> TokenizerManifest:
+    """Copies the tokenizer of `tokenizer.folder` into the data folder."""
+    source = Path(config.tokenizer.folder)
+    manifest = _finished_manifest(config).model_copy(update={"copied_from": str(source)})
+    Tokenizer.load(source)
+    with atomic_directory(folder) as part:
+        for name in (_MODEL, _VOCAB):
+            shutil.copyfile(source / name, part / name)
+        write_json(part / _MANIFEST, manifest.model_dump())
+    log.info("tokenizer: %s with %d pieces is used as it is", source, manifest.vocab_size)
+    return manifest
+
+
+def _finished_manifest(config: DataConfig) -> TokenizerManifest:
+    """Reads the manifest of the tokenizer in `tokenizer.folder`, or of the copy made from there.
+
+    A data folder is often moved to machines that do not have the original.
+    """
+    source = Path(config.tokenizer.folder)
+    own = Path(config.folder) / "tokenizer"
+    if (source / _MANIFEST).is_file():
+        manifest = _read_manifest(source)
+    elif (own / _MANIFEST).is_file() and _read_manifest(own).copied_from == str(source):
+        manifest = _read_manifest(own)
+    else:
+        raise ConfigError(
+            f"data.tokenizer.folder {source} holds no tokenizer ({_MODEL}, {_VOCAB} and "
+            f"{_MANIFEST}); name the tokenizer folder of a data or run folder"
+        )
+    if manifest.vocab_size != config.tokenizer.vocab_size:
+        raise ConfigError(
+            f"data.tokenizer.vocab_size is {config.tokenizer.vocab_size}, but the tokenizer in "
+            f"data.tokenizer.folder {source} has {manifest.vocab_size} pieces; set it to that"
+        )
     return manifest
 
 
@@ -198,77 +276,63 @@ def clean_fingerprint(clean: Path) -> str:
     return str(read_json(clean / _MANIFEST)["fingerprint"])
 
 
-def _num_bytes(lines: Iterable[str]) -> int:
-    return sum(len(line.encode()) for line in lines)
+def require_memory(text: TrainingText, config: TokenizerConfig, available: int) -> None:
+    """Refuses to begin a training that memory does not suffice for; logs what it will need.
 
-
-def _iter_distinct(clean: Path, config: DataConfig, code: str) -> Iterator[tuple[int, str]]:
-    """Yields every text of a language once, with a seeded hash of 64 bits."""
-    key = f"{config.tokenizer.seed}:{code}".encode()
-    key = hashlib.blake2b(key, digest_size=32).digest()
-    seen: set[int] = set()
-    for pair in language_pairs(config):
-        if code not in pair:
-            continue
-        split = read_split(clean, "train", pair)
-        for line in split.a if pair[0] == code else split.b:
-            digest = hashlib.blake2b(line.encode(), digest_size=8, key=key).digest()
-            number = int.from_bytes(digest, "little")
-            if number not in seen:
-                seen.add(number)
-                yield number, line
-
-
-def _sample(clean: Path, config: DataConfig) -> tuple[dict[str, int], dict[str, list[str]]]:
-    """Chooses the training text: `(available bytes, chosen texts)` per language."""
-    used = {code for pair in language_pairs(config) for code in pair}
-    codes = [code for code in config.languages if code in used]
-    available = {
-        code: _num_bytes(line for _, line in _iter_distinct(clean, config, code)) for code in codes
-    }
-    if not any(available.values()):
-        raise DataError(
-            f"the train split in {clean} holds no text; check the sources in the configuration and "
-            "run `hyperadapter data clean` again"
-        )
-    budget = _budgets(available, config.tokenizer)
-    chosen: dict[str, list[str]] = {}
-    for code in codes:
-        threshold = int(min(1.0, budget[code] / max(available[code], 1)) * 2**64)
-        chosen[code] = [
-            line for number, line in _iter_distinct(clean, config, code) if number < threshold
-        ]
-    return available, chosen
-
-
-def _budgets(available: dict[str, int], config: TokenizerConfig) -> dict[str, float]:
-    """Shares `max_training_bytes` by temperature; what a language cannot supply goes to the others.
-
-    The shares keep to the temperature among the languages that are not exhausted.
+    Raises:
+        ConfigError: It needs more than is available; the message names a size that fits.
     """
-    weight = dict(
-        zip(
-            available,
-            temperature_weights(np.array(list(available.values())), config.temperature),
-            strict=True,
-        )
+    sampled = sum(text.sampled_bytes.values())
+    needed = _BASE_BYTES + _PER_BYTE * sampled + _PER_CHARACTER * text.word_characters
+    sizes = sorted(text.sampled_bytes.items(), key=lambda item: -item[1])
+    log.info(
+        "tokenizer: %d pieces from %s texts, %.1f MB (%s); training needs about %.1f GB",
+        config.vocab_size,
+        f"{len(text.texts):,}",
+        sampled / 1e6,
+        ", ".join(f"{code} {size / 1e6:.2f}" for code, size in sizes),
+        needed / 1e9,
     )
-    budget: dict[str, float] = {}
-    rest = float(config.max_training_bytes)
-    # The language whose text runs out first at rising shares is settled first.
-    for code in sorted(available, key=lambda c: available[c] / max(float(weight[c]), 1e-300)):
-        open_weight = sum(float(weight[c]) for c in available if c not in budget)
-        share = rest * float(weight[code]) / open_weight if open_weight else 0.0
-        budget[code] = min(float(available[code]), share)
-        rest -= budget[code]
-    return budget
+    if needed > available:
+        fitting = round(sampled * available / needed)
+        raise ConfigError(
+            f"training the tokenizer on {sampled / 1e6:.0f} MB of text needs about "
+            f"{needed / 1e9:.1f} GB of memory, but {available / 1e9:.1f} GB are available; lower "
+            f"data.tokenizer.max_training_bytes from {config.max_training_bytes:,} to about "
+            f"{fitting:,}, or use a machine with more memory"
+        )
 
 
-def _train(text: Sequence[str], config: TokenizerConfig) -> bytes:
+def available_bytes() -> int:
+    """Returns the memory that this process may still take, within its control group (Slurm)."""
+    found = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text("ascii"))
+    available = int(found[1]) * 1024 if found else sys.maxsize
+    own = re.search(r"^0::/(.*)$", Path("/proc/self/cgroup").read_text("utf-8"), re.MULTILINE)
+    group = _CGROUPS / own[1] if own else _CGROUPS
+    return min(available, *map(_group_bytes, (group, *group.parents)))
+
+
+def _group_bytes(group: Path) -> int:
+    """Returns what a control group (version 2) may still take; cached file pages can be freed."""
+    try:
+        limit = (group / "memory.max").read_text("ascii").strip()
+        used = int((group / "memory.current").read_text("ascii"))
+        cached = re.search(
+            r"^file (\d+)$", (group / "memory.stat").read_text("ascii"), re.MULTILINE
+        )
+    except OSError:
+        return sys.maxsize  # no such group, or no limit on its memory
+    if limit == "max":
+        return sys.maxsize
+    return int(limit) - used + (int(cached[1]) if cached else 0)
+
+
+def _train(text: TrainingText, config: TokenizerConfig) -> bytes:
     model = io.BytesIO()
+    size = f"{len(text.texts)} texts, {sum(text.sampled_bytes.values())} bytes"
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(text),
+            sentence_iterator=_drain(text.texts),
             model_writer=model,
             model_type="unigram",
             vocab_size=config.vocab_size,
@@ -281,24 +345,31 @@ def _train(text: Sequence[str], config: TokenizerConfig) -> bytes:
             eos_id=EOS_ID,
             num_threads=_TRAINING_THREADS,
             max_sentence_length=1 << 20,
+            # Positions of more than 31 bits, which take twice the memory.
+            train_extremely_large_corpus=text.word_characters >= 2**31,
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise _explain(str(error), config, text) from error
+        raise _explain(str(error), config, size) from error
     return model.getvalue()
 
 
-def _explain(message: str, config: TokenizerConfig, text: Sequence[str]) -> ConfigError:
+def _drain(texts: list[str]) -> Iterator[str]:
+    """Yields the texts and lets each go: SentencePiece keeps its own copy."""
+    while texts:
+        yield texts.pop()
+
+
+def _explain(message: str, config: TokenizerConfig, size: str) -> ConfigError:
     """Turns the trainer's complaint into one that names the key and the number that works."""
-    size = f"data.tokenizer.vocab_size {config.vocab_size}"
+    key = f"data.tokenizer.vocab_size {config.vocab_size}"
     if found := re.search(r"too high .* value <= (\d+)", message):
         return ConfigError(
-            f"{size} is more than the text supports ({len(text)} texts, {_num_bytes(text)} bytes); "
-            f"the largest possible is {found[1]}"
+            f"{key} is more than the text supports ({size}); the largest possible is {found[1]}"
         )
     if found := re.search(r"smaller than required_chars. \d+ vs (\d+)", message):
         return ConfigError(
-            f"{size} has no room for the text's characters; use at least {found[1]}, or lower "
+            f"{key} has no room for the text's characters; use at least {found[1]}, or lower "
             f"data.tokenizer.character_coverage {config.character_coverage}"
         )
-    return ConfigError(f"{size}: SentencePiece could not train on {len(text)} texts: {message}")
+    return ConfigError(f"{key}: SentencePiece could not train on {size}: {message}")

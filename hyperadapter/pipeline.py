@@ -98,13 +98,13 @@ def shard(config: RunConfig) -> None:
 
 def plan(config: RunConfig, world_size: int, steps: range) -> Iterator[dict[str, Any]]:
     """Yields what each global step holds: its hash and its target tokens per direction."""
-    from data_pipeline.stream import TrainStream
+    from data_pipeline.stream import TrainStream, shards_folder
     from hyperadapter.training.preflight import check_world
 
     check_world(config, world_size)
     training = config.training
     stream = TrainStream(
-        Path(config.data.folder) / "shards",
+        shards_folder(config.data),
         config.data,
         micro_batch_tokens=training.micro_batch_tokens,
         micro_batches_per_step=training.micro_batches_per_step,
@@ -113,7 +113,7 @@ def plan(config: RunConfig, world_size: int, steps: range) -> Iterator[dict[str,
     )
     names = [str(direction) for direction in config.data.resolved_directions()]
     for step in steps:
-        planned = stream.plan.step(step)
+        planned = stream.step_plan(step)
         yield {
             "step": step,
             "hash": planned.hash,

@@ -140,11 +140,9 @@ def write_wheel(folder: Path, rows: Sequence[tuple[str, str]]) -> dict[str, Any]
             # A ZipInfo of its own has a fixed time, so that the checksum is always the same.
             archive.writestr(zipfile.ZipInfo(f"tiny/locales/de/LC_MESSAGES/{name}"), content)
     return {
-        "format": "gettext_wheel",
+        "format": "gettext",
         "name": "de",
-        "package": "tiny.locales",
-        "version": "1.0",
-        "sha256": sha256_file(path),
+        "wheel": {"package": "tiny.locales", "version": "1.0", "sha256": sha256_file(path)},
         "license": "CC0-1.0",
     }
 

@@ -72,6 +72,14 @@ class World(NamedTuple):
         dist.all_reduce(value, op=dist.ReduceOp.MAX, group=self.control)
         return bool(value.item())
 
+    def gather(self, value: Any) -> list[Any]:
+        """Returns the values of all ranks, in order of the ranks."""
+        if self.control is None:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
     def sum(self, values: Tensor) -> Tensor:
         """Adds a CPU tensor over all ranks."""
         if self.control is not None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hyperadapter.core.files import read_json, write_json
@@ -94,18 +95,20 @@ class Progress:
         wall_s: Seconds from the start of training, validation and checkpoints included.
         target_tokens: Target tokens trained on, over all ranks.
         peak_rss_bytes: Most resident memory of all ranks of one start together.
+        widths: Tokens of every sentence's longer side, by direction, over all ranks.
     """
 
     wall_s: float = 0.0
     target_tokens: int = 0
     peak_rss_bytes: int = 0
+    widths: dict[str, int] = field(default_factory=dict)
     _since: float = field(default_factory=time.monotonic)
 
     @classmethod
     def load(cls, folder: Path) -> Progress:
         """Reads what a checkpoint folder holds."""
         tree = read_json(folder / PROGRESS_FILE)
-        return cls(tree["wall_s"], tree["target_tokens"], tree["peak_rss_bytes"])
+        return cls(tree["wall_s"], tree["target_tokens"], tree["peak_rss_bytes"], tree["widths"])
 
     def update(self, world: World) -> None:
         """Adds the time since the last update and the memory of all ranks; all must call it."""
@@ -118,7 +121,7 @@ class Progress:
 
     def save(self, folder: Path) -> None:
         """Writes the numbers into a checkpoint folder."""
-        write_json(folder / PROGRESS_FILE, self.metrics_by_name())
+        write_json(folder / PROGRESS_FILE, self.metrics_by_name() | {"widths": self.widths})
 
     def metrics_by_name(self) -> dict[str, float]:
         """Returns the numbers and the speed that follows from them."""
@@ -134,9 +137,9 @@ class Progress:
         return {f"perf/total/{name}": value for name, value in self.metrics_by_name().items()}
 
 
-def passes_range(passes: Mapping[str, float]) -> str:
+def passes_range(passes: NDArray[np.float64]) -> str:
     """Writes how often the directions have been seen, from the least to the most."""
-    low, high = min(passes.values()), max(passes.values())
+    low, high = passes.min(), passes.max()
     return f"{low:.2f}-{high:.2f}" if high - low >= 0.01 else f"{high:.2f}"
 
 

@@ -18,6 +18,7 @@ from hyperadapter.core.schema import load_config, to_yaml
 from hyperadapter.tracking import resolve_uri
 
 __all__ = [
+    "check_batches",
     "check_disk",
     "check_identity",
     "check_world",
@@ -34,7 +35,12 @@ _OPERATIONAL: dict[str, Any] = {
     "tracking": ...,
     "evaluation": ...,
     "name": ...,
-    "data": {"folder": ..., "stream": {"cache_bytes"}},
+    "data": {
+        "folder": ...,
+        "shards_folder": ...,
+        "num_workers": ...,
+        "stream": {"cache_folder", "cache_bytes", "workers", "stall_s", "max_lost_fraction"},
+    },
     "training": {
         "num_processes",
         "device",
@@ -128,6 +134,19 @@ def check_world(config: RunConfig, world_size: int) -> None:
         check_world_size(config.training, world_size)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def check_batches(config: RunConfig) -> None:
+    """Checks that the model can take the stream's batches.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if config.data.stream.layout == "packed":
+        raise ConfigError(
+            "data.stream.layout packed: the model takes padded batches so far; use padded (packed "
+            "batches are for other readers of data_pipeline.stream)"
+        )
 
 
 def check_disk(config: RunConfig, num_parameters: int) -> None:

@@ -10,7 +10,7 @@ import logging
 import math
 import signal
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from data_pipeline.provenance import require_current
-from data_pipeline.stream import TrainStream, ValidStream
+from data_pipeline.stream import TrainStream, ValidStream, shards_folder
 from data_pipeline.tokenizer import Tokenizer
 from hyperadapter.checkpoint import layout
 from hyperadapter.checkpoint.weights import WeightsInfo, save_weights
@@ -34,6 +34,7 @@ from hyperadapter.model.vocabulary import Vocabulary
 from hyperadapter.tracking import NullTracker, TrackedRun, Tracker
 from hyperadapter.training import preflight
 from hyperadapter.training.engine import Engine, World, start_world
+from hyperadapter.training.feed import Feed, Mixture
 from hyperadapter.training.meters import Meter, Progress, Reading, format_duration, passes_range
 from hyperadapter.training.schedule import learning_rate
 
@@ -134,6 +135,11 @@ class Trainer:
     stop: StopRequest
     step: int = 0
     progress: Progress = field(default_factory=Progress)
+    mixture: Mixture = field(init=False)
+
+    def __post_init__(self) -> None:
+        names = [str(direction) for direction in self.vocabulary.directions]
+        self.mixture = Mixture(self.stream, names)
 
     @classmethod
     def build(cls, config: RunConfig, world: World, stop: StopRequest, stack: ExitStack) -> Trainer:
@@ -141,12 +147,13 @@ class Trainer:
         training = config.training
         if world.is_main:
             preflight.freeze_config(config)
+        preflight.check_batches(config)
         data = require_current(config.data)
         tokenizer = Tokenizer.load(Path(config.data.folder) / "tokenizer")
         vocabulary = Vocabulary(
             tokenizer.vocab_size, config.data.languages, config.data.resolved_directions()
         )
-        shards = Path(config.data.folder) / "shards"
+        shards = shards_folder(config.data)
         stream = TrainStream(
             shards,
             config.data,
@@ -214,6 +221,7 @@ class Trainer:
         self.engine.load(folder)
         self.step = step
         self.progress = Progress.load(folder)
+        self.mixture.restore(self.progress.widths)
         log.info("resumed from %s at step %d of %d", folder, step, training.max_steps)
 
     def fit(self) -> None:
@@ -222,9 +230,9 @@ class Trainer:
         meter = Meter(self.world)
         started = time.monotonic()
         first = self.step
-        with closing(self.stream.iter_from(first)) as steps:
+        with Feed(self.stream, self.world, Path(self.config.run_dir), self.data) as feed:
             while self.step < training.max_steps:
-                batches = next(steps)
+                batches = feed.get(self.step)
                 rate = learning_rate(
                     training.schedule, training.learning_rate, self.step + 1, training.max_steps
                 )
@@ -236,6 +244,7 @@ class Trainer:
                 )
                 self.step += 1
                 meter.add(result, batches.target_tokens)
+                self.mixture.add(batches)
                 self.progress.target_tokens += batches.target_tokens
                 last = self.step == training.max_steps
                 stopping = self.world.any(self.stop.is_set)
@@ -243,6 +252,7 @@ class Trainer:
                 # What is saved has been seen to be finite.
                 if saving or self.step % training.log_every_steps == 0:
                     self._report(meter.read(), rate, started, first)
+                    self._report_data(feed, per_direction=saving)
                 paused = time.monotonic()
                 # Saving comes first: who sent the signal may not wait for a validation.
                 if saving:
@@ -275,10 +285,7 @@ class Trainer:
                 "nothing was saved since. Start again in a new run_dir with a lower "
                 "training.learning_rate or training.clip_norm"
             )
-        names = map(str, self.vocabulary.directions)
-        passes = dict(zip(names, self.stream.passes(self.step).tolist(), strict=True))
         metrics = reading.metrics() | {"train/learning_rate": rate}
-        metrics |= {f"data/passes/{name}": value for name, value in passes.items()}
         self.tracker.log_metrics(metrics, self.step)
         elapsed = time.monotonic() - started
         left = elapsed / (self.step - first) * (training.max_steps - self.step)
@@ -293,9 +300,20 @@ class Trainer:
             reading.grad_norm,
             f"{reading.tokens_per_s:,.0f}",
             self.world.size,
-            passes_range(passes),
+            passes_range(self.stream.passes(self.step)),
             format_duration(left),
         )
+
+    def _report_data(self, feed: Feed, per_direction: bool) -> None:
+        """Logs what was lost and the mixture; every direction's share with checkpoints only."""
+        metrics = feed.metrics() | {"perf/data_wait_s": feed.waited_s}
+        feed.waited_s = 0.0
+        for name, value in self.mixture.metrics(self.step).items():
+            if per_direction or name == "data/mixture_error":
+                metrics[name] = value
+        self.tracker.log_metrics(metrics, self.step)
+        if per_direction and feed.quarantine_file is not None:
+            self.tracker.log_artifact(feed.quarantine_file, "data")
 
     def validate(self) -> dict[str, float]:
         """Computes the loss per direction, and their mean, in nats per target token."""
@@ -338,6 +356,7 @@ class Trainer:
                 layout.new_part_folder(run_dir, self.step)
             self.world.barrier()
             self.engine.save(part)
+            self.progress.widths = self.mixture.widths()
             self.progress.update(self.world)
             weights = self.engine.full_weights()
             if self.world.is_main:

@@ -1,4 +1,4 @@
-"""Temperature sampling."""
+"""Shares of the directions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from data_pipeline.mixing import temperature_weights, token_shares
+from data_pipeline.mixing import temperature_weights, token_shares, unimax_shares
 
 counts = st.lists(st.integers(1, 10**12), min_size=1, max_size=20).map(np.array)
 
@@ -38,3 +38,14 @@ def test_longer_sentences_take_more_of_the_tokens() -> None:
     np.testing.assert_allclose(
         token_shares(np.array([0.5, 0.5]), np.array([10.0, 30.0])), [0.25, 0.75]
     )
+
+
+@given(st.lists(st.floats(0.001, 3), min_size=1, max_size=20).map(np.array))
+def test_unimax_is_as_equal_as_its_caps_allow(most: NDArray[Any]) -> None:
+    most = most * max(1.0, 1.0001 / most.sum())
+    shares = unimax_shares(most)
+    assert shares.sum() == pytest.approx(1)
+    assert np.all(shares <= most + 1e-9)
+    free = shares < most - 1e-9
+    if free.any():  # who has not reached its cap has the largest share, all alike
+        np.testing.assert_allclose(shares[free], shares.max())

@@ -1,12 +1,13 @@
-"""Shards hold the tokenised text, WebDataset reads them, and damage is found."""
+"""Shards hold the tokenised text, WebDataset reads them, and what is there is not made again."""
 
 from __future__ import annotations
 
 import shutil
-import tarfile
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,18 +16,14 @@ from data_pipeline import shards, tokenizer
 from data_pipeline.batching import Ragged
 from data_pipeline.bitext import read_split
 from data_pipeline.config import DataConfig, ShardConfig
-from data_pipeline.shards import ShardReader, verify
+from data_pipeline.manifest import ShardManifest, Side
+from data_pipeline.reader import ShardReader
+from data_pipeline.shuffle import BucketShuffle
 from data_pipeline.tokenizer import EOS_ID, Tokenizer
-from hyperadapter.core.errors import CorruptShardError, DataError
+from hyperadapter.core.errors import DataError
 
 MakeCorpus = Callable[..., DataConfig]
-Damage = Callable[[Path], None]
-
-
-@pytest.fixture
-def folder(corpus: DataConfig, tmp_path: Path) -> Path:
-    """A copy of the train shards to damage."""
-    return Path(shutil.copytree(Path(corpus.folder) / "shards/train", tmp_path / "train"))
+SIDES: tuple[Side, Side] = ("a", "b")
 
 
 def train_reader(corpus: DataConfig) -> ShardReader:
@@ -35,16 +32,46 @@ def train_reader(corpus: DataConfig) -> ShardReader:
 
 def read_texts(reader: ShardReader, tok: Tokenizer, pair: int) -> Counter[tuple[str, ...]]:
     texts: Counter[tuple[str, ...]] = Counter()
-    for number, block in enumerate(reader.manifest.blocks):
-        if block.pair != pair:
-            continue
+    for number in reader.pair_blocks(pair).numbers.tolist():
         sides = []
-        for side in ("a", "b"):
+        for side in SIDES:
             rows = reader.sentences(number, side)
             assert np.all(rows.tokens[rows.starts + rows.lengths - 1] == EOS_ID)
             sides.append(tok.decode([rows.rows(slice(i, i + 1)).flat() for i in range(len(rows))]))
         texts.update(zip(*sides, strict=True))
     return texts
+
+
+def files_of(config: DataConfig, split: str = "train") -> dict[str, bytes]:
+    folder = Path(config.folder) / "shards" / split
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def inodes(config: DataConfig) -> dict[str, int]:
+    folder = Path(config.folder) / "shards/train"
+    return {path.name: path.stat().st_ino for path in folder.rglob("*.*") if path.is_file()}
+
+
+def with_shards(config: DataConfig, **values: Any) -> DataConfig:
+    return config.model_copy(update={"shards": config.shards.model_copy(update=values)})
+
+
+@pytest.fixture
+def encoded_pairs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names the pairs that are written."""
+    names: list[str] = []
+    write_pair = shards._write_pair
+
+    def write(task: Any) -> Any:
+        names.append(f"{task.split}/{task.name}")
+        return write_pair(task)
+
+    monkeypatch.setattr(shards, "_write_pair", write)
+    return names
 
 
 def test_every_sentence_that_fits_is_there(corpus: DataConfig) -> None:
@@ -67,53 +94,82 @@ def test_every_sentence_that_fits_is_there(corpus: DataConfig) -> None:
 
 def test_manifest_adds_up(corpus: DataConfig) -> None:
     reader = train_reader(corpus)
-    assert len({block.key for block in reader.manifest.blocks}) == len(reader.manifest.blocks)
-    assert len(reader.manifest.shards) > 2
     for number, pair in enumerate(reader.manifest.pairs):
-        blocks = [(i, b) for i, b in enumerate(reader.manifest.blocks) if b.pair == number]
-        assert sum(block.sentences for _, block in blocks) == pair.sentences
-        assert sum(block.a_tokens for _, block in blocks) == pair.a_tokens
-        assert sum(block.b_tokens for _, block in blocks) == pair.b_tokens
-        longest = []
-        for i, block in blocks:
-            a, b = (reader.lengths(i, side).astype(int) for side in ("a", "b"))
-            assert block.longer == (
-                np.maximum(a, b).sum(), np.maximum(a + 1, b).sum(), np.maximum(a, b + 1).sum()
-            )  # fmt: skip
-            longest.append((a.max(), b.max()))
-        assert (pair.a_longest, pair.b_longest) == tuple(np.max(longest, axis=0))
+        assert len(pair.shards) == 1 + (pair.b == "de")
+        assert (pair.blocks.sentences[:-1] == corpus.shards.block_sentences).all()
+        lengths = [
+            [reader.lengths(block, side) for block in reader.pair_blocks(number).numbers.tolist()]
+            for side in SIDES
+        ]
+        assert [max(map(np.max, side)) for side in lengths] == [pair.a_longest, pair.b_longest]
+        assert [sum(map(np.sum, side)) for side in lengths] == [pair.a_tokens, pair.b_tokens]
 
 
 # WebDataset leaves the file to the garbage collector.
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-def test_plain_webdataset_reads_them(corpus: DataConfig) -> None:
+def test_plain_webdataset_reads_them(make_corpus: MakeCorpus) -> None:
     import webdataset as wds
 
-    reader = train_reader(corpus)
+    config = with_shards(make_corpus({"de": 50}), keep_text=True)
+    tokenizer.run(config)
+    shards.run(config)
+    reader = train_reader(config)
+    (pair,) = reader.manifest.pairs
     seen = 0
-    for shard in reader.manifest.shards:
-        path = str(Path(corpus.folder) / "shards/train" / shard.file)
+    for shard in pair.shards:
+        path = str(Path(config.folder) / "shards/train" / shard.file)
         for sample in wds.WebDataset(path, shardshuffle=False).decode():
-            number = [block.key for block in reader.manifest.blocks].index(sample["__key__"])
-            for side in ("a", "b"):
+            assert sample["__key__"] == pair.key(seen)
+            for side in SIDES:
                 tokens, lengths = sample[f"{side}_tokens.npy"], sample[f"{side}_lengths.npy"]
                 assert tokens.dtype == lengths.dtype == np.uint16
-                np.testing.assert_array_equal(tokens, reader.sentences(number, side).flat())
-                np.testing.assert_array_equal(lengths, reader.lengths(number, side))
+                np.testing.assert_array_equal(tokens, reader.sentences(seen, side).flat())
+                np.testing.assert_array_equal(lengths, reader.lengths(seen, side))
+                assert sample[f"{side}_text.txt"].splitlines() == reader.texts(seen, side)
             seen += 1
-    assert seen == len(reader.manifest.blocks)
+    assert seen == reader.manifest.num_blocks
+
+
+def test_text_stands_in_the_order_of_the_tokens(make_corpus: MakeCorpus) -> None:
+    config = with_shards(make_corpus({"de": 50}), keep_text=True)
+    tokenizer.run(config)
+    shards.run(config)
+    tok = Tokenizer.load(Path(config.folder) / "tokenizer")
+    reader = train_reader(config)
+    for block in range(reader.manifest.num_blocks):
+        for side in SIDES:
+            rows = reader.sentences(block, side)
+            decoded = tok.decode([rows.rows(slice(i, i + 1)).flat() for i in range(len(rows))])
+            assert decoded == reader.texts(block, side)
 
 
 def test_same_text_gives_the_same_bytes(make_corpus: MakeCorpus, corpus: DataConfig) -> None:
     config = make_corpus({"de": 150, "cs": 40})
     tokenizer.run(config)
     assert shards.run(config) == shards.run(corpus)
-    for shard in shards.run(config)["train"].shards:
-        paths = (Path(c.folder) / "shards/train" / shard.file for c in (config, corpus))
-        assert len({path.read_bytes() for path in paths}) == 1
+    assert files_of(config) == files_of(corpus)
+    assert files_of(config, "valid") == files_of(corpus, "valid")
 
 
-def test_made_once_and_anew_when_the_configuration_changes(make_corpus: MakeCorpus) -> None:
+def test_buckets_on_disk_do_not_change_what_is_there(
+    make_corpus: MakeCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_corpus({"de": 60})
+    tokenizer.run(config)
+    monkeypatch.setattr(shards, "_ENCODE_SENTENCES", 7)
+    monkeypatch.setattr(shards, "_BUCKET_BYTES", 1000)
+    shards.run(config)
+    before = files_of(config)
+    shutil.rmtree(Path(config.folder) / "shards")
+    monkeypatch.setattr(shards, "BucketShuffle", partial(BucketShuffle, buffer_bytes=500))
+    shards.run(config)
+    assert files_of(config) == before
+    assert not list((Path(config.folder) / "shards").rglob("*scratch*"))
+
+
+def test_made_once_and_anew_when_the_configuration_changes(
+    make_corpus: MakeCorpus, encoded_pairs: list[str]
+) -> None:
     config = make_corpus({"de": 40})
     tokenizer.run(config)
     before = shards.run(config)
@@ -121,16 +177,101 @@ def test_made_once_and_anew_when_the_configuration_changes(make_corpus: MakeCorp
     made = path.stat().st_mtime_ns
     assert shards.run(config) == before
     assert path.stat().st_mtime_ns == made
-    changed = config.model_copy(update={"shards": ShardConfig(block_sentences=5)})
-    assert max(block.sentences for block in shards.run(changed)["train"].blocks) == 5
+    assert encoded_pairs == ["train/en-de", "valid/en-de"]
+    changed = with_shards(config, block_sentences=5)
+    (pair,) = shards.run(changed)["train"].pairs
+    assert pair.blocks.sentences.max() == 5
+    assert len(encoded_pairs) == 4
+
+
+def test_a_new_language_rewrites_nothing_else(
+    make_corpus: MakeCorpus, encoded_pairs: list[str]
+) -> None:
+    both = make_corpus({"de": 60, "cs": 30})
+    tokenizer.run(both)
+    one = both.model_copy(update={"languages": ("en", "de"), "sources": both.sources[:1]})
+    shards.run(one)
+    before, kept = files_of(one), inodes(one)
+    encoded_pairs.clear()
+    shards.run(both)
+    assert encoded_pairs == ["train/en-cs", "valid/en-cs"]
+    after = files_of(both)
+    del before["manifest.json"]
+    assert before.items() <= after.items()
+    assert {name: inodes(both)[name] for name in before if "/" not in name} == {
+        name: kept[name] for name in before if "/" not in name
+    }
+    # And removing it removes its files only.
+    encoded_pairs.clear()
+    shards.run(one)
+    assert not encoded_pairs
+    assert not [name for name in files_of(one) if "cs" in name]
+
+
+def test_an_interrupted_run_goes_on(
+    make_corpus: MakeCorpus, monkeypatch: pytest.MonkeyPatch, encoded_pairs: list[str]
+) -> None:
+    config = make_corpus({"de": 60, "cs": 30})
+    tokenizer.run(config)
+    write_tars = shards._write_tars
+
+    def fail(folder: Path, stem: str, *rest: Any) -> Any:
+        if stem == "en-cs":
+            raise DataError("the power went")
+        return write_tars(folder, stem, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "_write_tars", fail)
+        with pytest.raises(DataError, match="the power went"):
+            shards.run(config)
+    assert not (Path(config.folder) / "shards/train").exists()
+    assert encoded_pairs == ["train/en-de", "train/en-cs"]
+    encoded_pairs.clear()
+    shards.run(config)
+    assert encoded_pairs[0] == "train/en-cs"
+    assert "train/en-de" not in encoded_pairs
+    went_on = files_of(config)
+    shutil.rmtree(Path(config.folder) / "shards")
+    shards.run(config)
+    assert went_on == files_of(config)
+    assert set(went_on) == {
+        "manifest.json", "en-de-00000.tar", "en-cs-00000.tar", "lengths/en-de.u16",
+        "lengths/en-cs.u16",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["en-de-00000.tar", "lengths/en-de.u16"])
+def test_a_file_that_was_deleted_is_made_again(
+    make_corpus: MakeCorpus, encoded_pairs: list[str], name: str
+) -> None:
+    config = make_corpus({"de": 60, "cs": 30})
+    tokenizer.run(config)
+    shards.run(config)
+    before = files_of(config)
+    (Path(config.folder) / "shards/train" / name).unlink()
+    encoded_pairs.clear()
+    shards.run(config)
+    assert encoded_pairs == ["train/en-de"]
+    assert files_of(config) == before
+
+
+def test_shards_of_an_older_format_are_made_anew(make_corpus: MakeCorpus) -> None:
+    config = make_corpus({"de": 40})
+    tokenizer.run(config)
+    before = shards.run(config)
+    path = Path(config.folder) / "shards/train/manifest.json"
+    path.write_text('{"fingerprint": "0", "pairs": [], "shards": [], "blocks": []}')
+    assert shards.run(config) == before
 
 
 def test_wide_ids_for_a_large_vocabulary() -> None:
-    rows = Ragged.from_lengths(np.array([70_000, 3]), np.array([2]))
-    encoded = shards._Encoded(rows, rows, 0, 0)
-    (block,) = shards._iter_blocks(encoded, 10, 70_001)
-    assert block["a_tokens"].dtype == np.uint32
-    assert block["a_tokens"].tolist() == [70_000, 3]
+    manifest = ShardManifest.of_pairs((), "toy", 70_000)
+    assert manifest.token_dtype is np.uint32
+    rows = Ragged.from_lengths(np.array([69_000, 3], np.uint32), np.array([2]))
+    sample = shards._sample({"a": rows, "b": rows})
+    tokens = np.asarray(sample["a_tokens"])
+    assert tokens.dtype == np.uint32
+    assert tokens.tolist() == [69_000, 3]
 
 
 def test_empty_texts_and_pairs_are_counted(make_corpus: MakeCorpus) -> None:
@@ -141,90 +282,29 @@ def test_empty_texts_and_pairs_are_counted(make_corpus: MakeCorpus) -> None:
     (entry,) = shards.run(config)["train"].pairs
     assert (entry.sentences, entry.dropped_empty) == (1, 1)
     path.write_text("", encoding="utf-8")
-    shutil.rmtree(Path(config.folder) / "shards")
     manifest = shards.run(config)["train"]
-    assert (manifest.pairs[0].sentences, manifest.blocks, manifest.shards) == (0, (), ())
+    (entry,) = manifest.pairs
+    assert (entry.sentences, len(entry.blocks), entry.shards) == (0, 0, ())
+    assert train_reader(config).pair_blocks(0).longer.shape == (3, 0)
 
 
-def flip_payload(path: Path) -> None:
-    with tarfile.open(path) as tar:
-        offset = tar.getmembers()[1].offset_data + 200
-    flip(path, offset)
+def test_text_that_is_missing(make_corpus: MakeCorpus) -> None:
+    config = make_corpus({"de": 40})
+    tokenizer.run(config)
+    (Path(config.folder) / "clean/train/en-de.tsv").unlink()
+    with pytest.raises(DataError, match=r"en-de.tsv does not exist; .* `hyperadapter data clean`"):
+        shards.run(config)
 
 
-def flip_header(path: Path) -> None:
-    with tarfile.open(path) as tar:
-        offset = tar.getmembers()[1].offset + 150
-    flip(path, offset)
-
-
-def flip(path: Path, offset: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[offset] ^= 1
-    path.write_bytes(data)
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:700])
-
-
-def read_all(folder: Path) -> None:
-    reader = ShardReader(folder)
-    for number in range(len(reader.manifest.blocks)):
-        reader.sentences(number, "a")
-        reader.sentences(number, "b")
-
-
-@pytest.mark.parametrize(
-    ("damage", "complaint"),
-    [
-        (flip_payload, r"the member en-de-0000000.a_tokens.npy has the CRC-32"),
-        (flip_header, r"the member en-de-0000000.a_tokens.npy has the CRC-32"),
-        (truncate, "has 700 bytes, but its manifest promises"),
-        (Path.unlink, "is missing, but its manifest lists it"),
-    ],
-)
-def test_damage_is_found(folder: Path, damage: Damage, complaint: str) -> None:
-    read_all(folder)
-    verify(folder)
-    damage(folder / "en-de-00000.tar")
-    with pytest.raises(
-        CorruptShardError, match=r"en-de-00000.tar.*`hyperadapter data shard` again"
-    ):
-        verify(folder)
-    with pytest.raises(CorruptShardError, match=complaint) as caught:
-        read_all(folder)
-    assert "en-de-00000.tar" in str(caught.value)
-    assert "`hyperadapter data shard` again" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("damage", "complaint"), [(truncate, "is cut off"), (Path.unlink, "cannot be read")]
-)
-def test_damage_after_opening_is_found(folder: Path, damage: Damage, complaint: str) -> None:
-    reader = ShardReader(folder)
-    damage(folder / "en-de-00000.tar")
-    with pytest.raises(CorruptShardError, match=complaint):
-        reader.sentences(0, "a")
-
-
-def test_manifest_that_is_missing_or_foreign(folder: Path) -> None:
-    (folder / "manifest.json").write_text("{}")
-    with pytest.raises(CorruptShardError, match=r"manifest.json is not a shard manifest"):
-        ShardReader(folder)
-    (folder / "manifest.json").unlink()
-    with pytest.raises(DataError, match="holds no shards; run `hyperadapter data shard` first"):
-        ShardReader(folder)
-
-
-def test_cache_is_bounded_and_lengths_do_not_read_tokens(corpus: DataConfig) -> None:
-    reader = ShardReader(Path(corpus.folder) / "shards/train", cache_bytes=600)
-    lengths = reader.lengths(0, "a")
-    assert reader.cached_bytes == lengths.nbytes
-    assert reader.lengths(0, "a") is lengths
-    for number in range(len(reader.manifest.blocks)):
-        reader.sentences(number, "b")
-        assert reader.cached_bytes <= 600
-    assert reader.lengths(0, "a") is not lengths
-    with pytest.raises(ValueError, match="read-only"):
-        reader.lengths(0, "a")[0] = 1
+def test_settings_are_part_of_the_fingerprint(corpus: DataConfig) -> None:
+    plain = shards.pair_fingerprints(corpus, "train", "tok")
+    assert len(set(plain.values())) == 2
+    others = [
+        shards.pair_fingerprints(corpus, "valid", "tok"),
+        shards.pair_fingerprints(corpus, "train", "other"),
+        shards.pair_fingerprints(
+            corpus.model_copy(update={"shards": ShardConfig(keep_text=True)}), "train", "tok"
+        ),
+    ]
+    for other in others:
+        assert not set(plain.values()) & set(other.values())

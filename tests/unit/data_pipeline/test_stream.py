@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
-import threading
+import tarfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +13,12 @@ import numpy as np
 import pytest
 
 from data_pipeline import shards, tokenizer
-from data_pipeline.batching import MicroBatch
+from data_pipeline.batching import MicroBatch, PackedBatch
 from data_pipeline.bitext import read_split
 from data_pipeline.config import DataConfig
-from data_pipeline.stream import StepBatches, TrainStream, ValidStream
-from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.reader import ShardReader
+from data_pipeline.stream import LostBlocksError, TrainStream, ValidStream
+from data_pipeline.tokenizer import EOS_ID, Tokenizer
 from hyperadapter.core.errors import CorruptShardError, DataError
 
 MakeCorpus = Callable[..., DataConfig]
@@ -94,34 +94,123 @@ def test_ranks_together_make_the_same_step(
         assert {rank.plan.step(step).hash for rank in ranks} == {whole.plan.step(step).hash}
 
 
-def test_iterating_equals_asking_for_each_step(corpus: DataConfig) -> None:
-    stream, other = open_train(corpus), open_train(corpus)
-    first = stream.plan.steps_per_chunk - 3
-    steps = stream.iter_from(first)
-    for number, batches in enumerate(itertools.islice(steps, 8), first):
-        assert_same(batches.micro_batches, other.step(number).micro_batches)
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_packed_batches_hold_the_same_as_the_plan(corpus: DataConfig, world_size: int) -> None:
+    config = corpus.model_copy(
+        update={"stream": corpus.stream.model_copy(update={"layout": "packed"})}
+    )
+    ranks = [open_train(config, rank=r, world_size=world_size) for r in range(world_size)]
+    reference = ShardReader(Path(corpus.folder) / "shards/train")
+    for step in (0, ranks[0].plan.steps_per_chunk + 1):
+        batches = [batch for rank in ranks for batch in rank.step(step).micro_batches]
+        plan = ranks[0].plan.step(step)
+        for refs, batch in zip(plan.micro_batches, batches, strict=True):
+            assert isinstance(batch, PackedBatch)
+            assert batch.padded_tokens <= 200
+            assert np.diff(batch.src_offsets).tolist() == refs.src_lengths.tolist()
+            assert np.diff(batch.tgt_offsets).tolist() == refs.tgt_lengths.tolist()
+            assert batch.tgt_out[batch.tgt_offsets[1:] - 1].tolist() == [EOS_ID] * len(refs)
+            for row in range(len(refs)):
+                side = "ab"[refs.directions[row] % 2]  # en-xx, xx-en, ...
+                text = reference.sentences(int(refs.blocks[row]), side)  # type: ignore[arg-type]
+                expected = text.rows(refs.rows[row : row + 1]).flat()
+                first, last = batch.src_offsets[row : row + 2]
+                assert batch.src_tokens[first + 1 : last].tolist() == expected.tolist()
+                first, last = batch.tgt_offsets[row : row + 2]
+                assert batch.tgt_in[first + 1 : last].tolist() == (
+                    batch.tgt_out[first : last - 1].tolist()
+                )
 
 
-def prefetching() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "data-prefetch"]
+def damage(folder: Path) -> Path:
+    """Overwrites the payloads of one shard, with its size and its headers as they were."""
+    path = next(folder.glob("train/en-cs-*.tar"))
+    data = bytearray(path.read_bytes())
+    with tarfile.open(path) as tar:
+        for member in tar:
+            if "tokens" in member.name:
+                data[member.offset_data + 200] ^= 1
+    path.write_bytes(data)
+    return path
 
 
-def test_closing_the_iterator_ends_its_thread(corpus: DataConfig) -> None:
-    steps = open_train(corpus).iter_from(0)
-    assert isinstance(next(steps), StepBatches)
-    assert prefetching()
-    steps.close()  # type: ignore[attr-defined]
-    assert not prefetching()
-
-
-def test_corruption_reaches_the_consumer(corpus: DataConfig, tmp_path: Path) -> None:
+def test_lost_blocks_are_left_out_and_nothing_else_moves(
+    corpus: DataConfig, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(Path(corpus.folder) / "shards", tmp_path / "shards"))
+    bad = damage(folder)
+    config = corpus.model_copy(
+        update={"stream": corpus.stream.model_copy(update={"max_lost_fraction": 0.5})}
+    )
+    whole = open_train(corpus)
+    ranks = [open_train(config, folder, rank=r, world_size=2) for r in range(2)]
+    lost: dict[int, str] = {}
+    start = whole.plan.steps_per_chunk + 2
+    for rank in ranks:
+        with pytest.raises(LostBlocksError, match=rf"{bad}.*CRC-32") as caught:
+            rank.step(start)
+        lost |= caught.value.blocks
+    for rank in ranks:
+        rank.quarantine(lost, start)
+    assert ranks[0].lost_fraction == pytest.approx(
+        sum(whole._source.reader.pair_blocks(1).sentences[b - min(lost)] for b in lost) / 185,
+        abs=0.02,
+    )
+    seen = 0
+    for step in range(start, start + 3 * whole.plan.steps_per_chunk):
+        plan = whole.plan.step(step)
+        left = ranks[0].step_plan(step)
+        shares = [rank.step(step) for rank in ranks]
+        batches = [batch for share in shares for batch in share.micro_batches]
+        tokens = 0
+        for refs, other, batch in zip(plan.micro_batches, left.micro_batches, batches, strict=True):
+            keep = refs.select(~np.isin(refs.blocks, list(lost)))
+            seen += len(refs) - len(keep)
+            assert keep.rows.tolist() == other.rows.tolist()
+            assert batch.num_tgt_tokens == keep.tgt_lengths.sum()  # 0 where nothing is left
+            tokens += batch.num_tgt_tokens
+        assert {share.target_tokens for share in shares} == {tokens}
+    assert seen
+
+
+def test_too_much_is_lost(corpus: DataConfig, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(Path(corpus.folder) / "shards", tmp_path / "shards"))
+    damage(folder)
     stream = open_train(corpus, folder)
-    path = folder / "train/en-cs-00000.tar"
-    path.write_bytes(bytes(path.stat().st_size))
-    with pytest.raises(CorruptShardError, match=r"en-cs-00000.tar: the member en-cs-\d+.*CRC-32"):
-        next(stream.iter_from(0))
-    assert not prefetching()
+    with pytest.raises(LostBlocksError) as caught:
+        stream.step(0)
+    with pytest.raises(
+        CorruptShardError,
+        match=r"\d+ of 185 sentence pairs .* are lost, more than data.stream.max_lost_fraction 0.1",
+    ):
+        stream.quarantine(caught.value.blocks, 0)
+
+
+def test_missing_shard_is_lost_as_a_whole(corpus: DataConfig, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(Path(corpus.folder) / "shards", tmp_path / "shards"))
+    missing = next(folder.glob("train/en-cs-*.tar"))
+    missing.unlink()
+    with pytest.raises(LostBlocksError, match="is missing") as caught:
+        open_train(corpus, folder).step(0)
+    assert sorted(caught.value.blocks) == sorted(
+        ShardReader(folder / "train").pair_blocks(1).numbers.tolist()
+    )
+
+
+def test_validation_goes_on_without_what_is_lost(
+    corpus: DataConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = Path(shutil.copytree(Path(corpus.folder) / "shards", tmp_path / "shards"))
+    next(folder.glob("valid/en-cs-*.tar")).unlink()
+    valid, whole = (
+        ValidStream(place, corpus, micro_batch_tokens=120, max_sentences=9)
+        for place in (folder, Path(corpus.folder) / "shards")
+    )
+    found, expected = list(valid), list(whole)
+    assert len(found) == len(expected)
+    assert {int(batch.direction_P[0]) for batch, counts in found if counts} == {0, 1}
+    assert valid.lost_blocks == 1
+    assert "validation goes on without what is lost" in caplog.text
 
 
 def test_passes_follow_the_steps(corpus: DataConfig) -> None:
@@ -164,15 +253,22 @@ def test_direction_that_was_never_sharded(
         open_train(config)
 
 
-def test_warns_when_the_cache_is_too_small(
-    corpus: DataConfig, caplog: pytest.LogCaptureFixture
-) -> None:
-    open_train(corpus)
+def test_windows_fit_into_memory(corpus: DataConfig, caplog: pytest.LogCaptureFixture) -> None:
+    assert open_train(corpus).plan._config.window_blocks == 2
     assert not caplog.records
-    open_train(
-        corpus.model_copy(update={"stream": corpus.stream.model_copy(update={"cache_bytes": 9})})
-    )
-    assert "data.stream.cache_bytes 9 is less than the" in caplog.text
+
+    def with_memory(memory_bytes: int) -> TrainStream:
+        update = {"memory_bytes": memory_bytes}
+        return open_train(
+            corpus.model_copy(update={"stream": corpus.stream.model_copy(update=update)})
+        )
+
+    source = open_train(corpus)._source
+    one_block = sum(int(source.reader.pair_blocks(p).memory_bytes.max()) for p in source.pair_of)
+    assert with_memory(one_block).plan._config.window_blocks == 1
+    assert not caplog.records
+    assert with_memory(9).plan._config.window_blocks == 1
+    assert "data.stream.memory_bytes 9 is less than the" in caplog.text
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])

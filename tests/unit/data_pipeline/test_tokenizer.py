@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_pipeline import tokenizer
 from data_pipeline.config import DataConfig, TokenizerConfig
-from data_pipeline.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
+from data_pipeline.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer, TokenizerManifest
+from data_pipeline.tokenizer_sample import TrainingText
 from hyperadapter.core.errors import ConfigError, DataError
 
 MakeCorpus = Callable[..., DataConfig]
@@ -39,6 +45,44 @@ def test_round_trip_of_any_text(trained: Tokenizer, capfd: pytest.CaptureFixture
     assert trained.decode([[BOS_ID, *ids[0], EOS_ID, PAD_ID]]) == texts[:1]
     assert trained.encode([]) == trained.decode([]) == []
     assert capfd.readouterr() == ("", "")
+
+
+# What might be taken for a special piece, a language tag or the mark of a space.
+TRAPS = [
+    "<pad>",
+    "<unk>",
+    "<s>",
+    "</s>",
+    "<0x41>",
+    "<2de>",
+    "__de__",
+    "[en]",
+    "\u2581",
+    "\x00",
+    "\x02",
+]
+
+
+@settings(max_examples=50)
+@given(st.lists(st.one_of(st.sampled_from(TRAPS), st.text(max_size=8)), max_size=12).map("".join))
+def test_no_text_becomes_a_special_id_or_a_tag(trained: Tokenizer, text: str) -> None:
+    ids = trained.encode([text])[0]
+    assert not set(ids.tolist()) & {PAD_ID, UNK_ID, BOS_ID, EOS_ID}
+    assert ids.max(initial=0) < trained.vocab_size
+
+
+@given(st.lists(st.text(alphabet="ab dé雪", max_size=9), max_size=5))
+def test_ragged_is_encode_with_end_marks(trained: Tokenizer, texts: list[str]) -> None:
+    tokens, lengths = trained.encode_ragged(texts)
+    sequences = [[*ids.tolist(), EOS_ID] for ids in trained.encode(texts)]
+    assert tokens.dtype == np.int32
+    assert tokens.tolist() == [i for sequence in sequences for i in sequence]
+    assert lengths.tolist() == [len(sequence) for sequence in sequences]
+
+
+def test_pieces_outside_the_vocabulary(trained: Tokenizer) -> None:
+    pieces = np.array(trained.pieces())[trained.spells_out()]
+    assert pieces.tolist() == ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
 
 
 def test_same_text_gives_the_same_bytes(
@@ -84,31 +128,6 @@ def test_vocabulary_without_room_for_the_characters(make_corpus: MakeCorpus) -> 
         tokenizer.run(config)
 
 
-def test_shared_english_counts_once(make_corpus: MakeCorpus) -> None:
-    one = tokenizer.run(make_corpus({"de": 80}))
-    two = tokenizer.run(make_corpus({"de": 80, "cs": 80}))
-    # Half of the second pair's English is the first pair's.
-    assert two.available_bytes["en"] == pytest.approx(1.5 * one.available_bytes["en"], rel=0.1)
-
-
-@pytest.mark.parametrize(("temperature", "ratio"), [(1.0, 8.0), (5.0, 8 ** (1 / 5))])
-def test_sample_is_balanced(make_corpus: MakeCorpus, temperature: float, ratio: float) -> None:
-    settings = {"vocab_size": 300, "temperature": temperature, "max_training_bytes": 3000}
-    config = make_corpus({"de": 800, "cs": 100}, tokenizer=settings)
-    manifest = tokenizer.run(config)
-    assert sum(manifest.sampled_bytes.values()) == pytest.approx(3000, rel=0.15)
-    sampled = manifest.sampled_bytes
-    assert sampled["de"] / sampled["cs"] == pytest.approx(ratio, rel=0.35)
-
-
-def test_what_a_language_lacks_goes_to_the_others() -> None:
-    config = TokenizerConfig(vocab_size=300, temperature=100, max_training_bytes=3000)
-    budget = tokenizer._budgets({"en": 10_000, "de": 10_000, "cs": 100}, config)
-    assert budget["cs"] == 100
-    assert budget["en"] == pytest.approx(1450)
-    assert sum(budget.values()) == pytest.approx(3000)
-
-
 def test_missing_parts(make_corpus: MakeCorpus, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no tokenizer; run `hyperadapter data tokenizer`"):
         Tokenizer.load(tmp_path / "nowhere")
@@ -123,3 +142,78 @@ def test_missing_parts(make_corpus: MakeCorpus, tmp_path: Path) -> None:
         DataError, match="holds no clean corpus; run `hyperadapter data clean` first"
     ):
         tokenizer.run(config)
+
+
+def _finished(config: DataConfig, new: Path, **keys: object) -> DataConfig:
+    """Returns a configuration in the folder `new` that uses the tokenizer of another one."""
+    chosen = {"vocab_size": 350, "folder": str(Path(config.folder) / "tokenizer"), **keys}
+    return config.model_copy(
+        update={"folder": str(new), "tokenizer": TokenizerConfig.model_validate(chosen)}
+    )
+
+
+def test_finished_tokenizer_is_used_as_it_is(corpus: DataConfig, tmp_path: Path) -> None:
+    config = _finished(corpus, tmp_path / "new")  # it has no clean text
+    manifest = tokenizer.run(config)
+    source = Path(corpus.folder) / "tokenizer"
+    assert manifest.copied_from == str(source)
+    assert manifest.fingerprint == Tokenizer.load(source).fingerprint
+    assert manifest.fingerprint == tokenizer.expected_fingerprint(config)
+    copy = tmp_path / "new/tokenizer"
+    assert (copy / "spm.model").read_bytes() == (source / "spm.model").read_bytes()
+    assert Tokenizer.load(copy).encode(["bado"])[0].tolist()
+    assert tokenizer.run(config) == manifest
+
+
+def test_moved_folder_does_without_the_original(corpus: DataConfig, tmp_path: Path) -> None:
+    original = tmp_path / "original/tokenizer"
+    Tokenizer.copy(Path(corpus.folder) / "tokenizer", original)
+    config = _finished(corpus, tmp_path / "new", folder=str(original))
+    manifest = tokenizer.run(config)
+    original.rename(tmp_path / "gone")
+    assert tokenizer.run(config) == manifest
+
+
+def test_finished_tokenizer_that_does_not_fit(corpus: DataConfig, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"vocab_size is 400, but the tokenizer in .* has 350"):
+        tokenizer.run(_finished(corpus, tmp_path, vocab_size=400))
+    with pytest.raises(
+        ConfigError, match=r"data.tokenizer.folder \S+ holds no tokenizer \(spm.mod"
+    ):
+        tokenizer.run(_finished(corpus, tmp_path, folder=str(tmp_path / "nowhere")))
+
+
+def test_manifest_of_an_older_version_is_read(corpus: DataConfig) -> None:
+    manifest = tokenizer.run(corpus).model_dump()
+    del manifest["copied_from"]
+    assert TokenizerManifest.model_validate(manifest).copied_from == ""
+
+
+def test_training_that_memory_does_not_suffice_for(caplog: pytest.LogCaptureFixture) -> None:
+    text = TrainingText(["x"] * 3, {}, {"en": 60_000_000, "de": 40_000_000}, 10_000_000)
+    config = TokenizerConfig(vocab_size=350)
+    caplog.set_level(logging.INFO)
+    tokenizer.require_memory(text, config, 2_000_000_000)
+    assert (
+        "350 pieces from 3 texts, 100.0 MB (en 60.00, de 40.00); training needs about 1.0 GB"
+        in (caplog.text)
+    )
+    with pytest.raises(
+        ConfigError, match=r"100 MB of text needs about 1.0 GB of memory, but 0.5 GB "
+    ):
+        tokenizer.require_memory(text, config, 500_000_000)
+    with pytest.raises(
+        ConfigError, match=r"max_training_bytes from 200,000,000 to about 50,000,000"
+    ):
+        tokenizer.require_memory(text, config, 500_000_000)
+
+
+def test_memory_of_a_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0 < tokenizer.available_bytes() < 1 << 50
+    for name, text in {"max": "5000", "current": "4000", "stat": "anon 7\nfile 300\n"}.items():
+        (tmp_path / f"memory.{name}").write_text(text, encoding="ascii")
+    assert tokenizer._group_bytes(tmp_path) == 1300
+    monkeypatch.setattr(tokenizer, "_CGROUPS", tmp_path)
+    assert tokenizer.available_bytes() == 1300
+    (tmp_path / "memory.max").write_text("max\n", encoding="ascii")
+    assert tokenizer._group_bytes(tmp_path) == sys.maxsize
