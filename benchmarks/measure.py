@@ -3,6 +3,7 @@
 Needs numpy only, because the peers' virtual environment imports it too.
 """
 
+# ruff: noqa: N802 (names end in the letters of their shape)
 from __future__ import annotations
 
 import json

@@ -96,8 +96,9 @@ class Apt:
         """Looks up the files of packages in the index.
 
         Raises:
-            FetchError: A package is in none of the machine's archives.
+            FetchError: apt failed, or a package is in none of the machine's archives.
         """
+        self.update()
         output = self._apt_get("download", "--print-uris", *packages).stdout
         files = [
             AptFile(m["name"], int(m["bytes"]), m["kind"].lower(), m["digest"])

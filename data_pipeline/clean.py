@@ -62,8 +62,11 @@ _TAG = re.compile(rf"<(/?)({_TAGS})\b[^<>]*>|<!--.*?-->", re.IGNORECASE | re.DOT
 _BLOCK_TAGS = "br|p|div|li|ul|ol|h[1-6]|hr|d[dlt]|t[dhr]|table|pre|blockquote"
 _BLOCK = re.compile(_BLOCK_TAGS, re.IGNORECASE)
 
-# Marks of writing direction, soft hyphens, byte order marks. Joiners stay: they are orthography.
-_INVISIBLE = re.compile(r"[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
+# Marks of writing direction, soft hyphens, byte order marks, and halves of surrogate pairs, which
+# JSON can hold and no file. Joiners stay: they are orthography.
+_INVISIBLE = re.compile(
+    r"[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ud800-\udfff\ufeff]"
+)
 
 _PARAGRAPH_BREAK = re.compile(r"\n[^\S\n]*\n\s*")
 
@@ -104,12 +107,15 @@ _SCRIPT_NAMES: dict[str, frozenset[str]] = {
         "Arab": "ARABIC",
         "Armn": "ARMENIAN",
         "Beng": "BENGALI",
+        "Cakm": "CHAKMA",
         "Cans": "CANADIAN",
         "Cher": "CHEROKEE",
+        "Copt": "COPTIC",
         "Cyrl": "CYRILLIC",
         "Deva": "DEVANAGARI",
         "Ethi": "ETHIOPIC",
         "Geor": "GEORGIAN",
+        "Goth": "GOTHIC",
         "Grek": "GREEK",
         "Gujr": "GUJARATI",
         "Guru": "GURMUKHI",
@@ -123,13 +129,17 @@ _SCRIPT_NAMES: dict[str, frozenset[str]] = {
         "Laoo": "LAO",
         "Latn": "LATIN",
         "Mlym": "MALAYALAM",
+        "Mong": "MONGOLIAN",
         "Mtei": "MEETEI",
         "Mymr": "MYANMAR",
+        "Nkoo": "NKO",
         "Olck": "OL",
         "Orya": "ORIYA",
+        "Shaw": "SHAVIAN",
         "Sinh": "SINHALA",
         "Sylo": "SYLOTI",
         "Syrc": "SYRIAC",
+        "Tale": "TAI",
         "Taml": "TAMIL",
         "Telu": "TELUGU",
         "Tfng": "TIFINAGH",
@@ -310,7 +320,8 @@ class PairCleaner:
         config = self._config
         if "|" in a or "\\" in a or "|" in b or "\\" in b:
             return Reason.FORBIDDEN
-        if a.casefold() == b.casefold():
+        folded_a, folded_b = a.casefold(), b.casefold()
+        if folded_a == folded_b:
             return Reason.EQUAL
         if sum(1 for _ in islice(_WORD.finditer(a), config.min_words)) < config.min_words:
             return Reason.TOO_SHORT
@@ -325,9 +336,9 @@ class PairCleaner:
                 return Reason.LENGTH_RATIO
         if not all(map(_is_in_script, (kinds_a, kinds_b), self._scripts)):
             return Reason.WRONG_SCRIPT
-        if _copied_share(a, b) >= config.max_english_copy:
+        if _copied_share(folded_a, folded_b) >= config.max_english_copy:
             return Reason.ENGLISH_COPY
-        if any(language.is_other(text) for language, text in zip(self._languages, (a, b))):
+        if self._languages and any(map(LanguageFilter.is_other, self._languages, (a, b))):
             return Reason.LANGUAGE_ID
         return None
 
@@ -355,7 +366,7 @@ def _is_in_script(kinds: str, wanted: list[str]) -> bool:
 
 
 def _copied_share(a: str, b: str) -> float:
-    """Returns the share of side b's words that stand in side a; 0 for a single word.
+    """Returns the share of side b's words that stand in side a, both case-folded; 0 for one word.
 
     A compound such as `XML-Sicherung` is one word, and no copy of `XML`.
     """
@@ -368,4 +379,10 @@ def _copied_share(a: str, b: str) -> float:
 
 def _bare_words(text: str) -> list[str]:
     """Returns the words between white space that have a letter, without punctuation around them."""
-    return [word for word in _BARE_WORD.findall(text.casefold()) if not word.isdigit()]
+    words = [word if word.isalpha() else _bare_word(word) for word in text.split()]
+    return [word for word in words if word]
+
+
+def _bare_word(word: str) -> str:
+    match = _BARE_WORD.search(word)
+    return match[0] if match and not match[0].isdigit() else ""

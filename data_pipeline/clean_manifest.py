@@ -40,7 +40,7 @@ class SplitCounts(StrictModel):
     words_b: int = 0
     characters_a: int = 0
     characters_b: int = 0
-    pairs_by_source: dict[str, int] = {}
+    pairs_by_source: dict[str, int] = Field(default={})
     num_bytes: int = Field(default=0, description="Of the file")
     sha256: str = Field(default="", description="Of the file")
 
@@ -67,7 +67,7 @@ class CleanManifest(StrictModel):
     fingerprint: str
     splits: dict[str, dict[str, SplitCounts]]
     sources: dict[str, dict[str, SourceCounts]]
-    leak_tests: dict[str, LeakCounts] = {}
+    leak_tests: dict[str, LeakCounts] = Field(default={})
     unknown_languages: dict[str, dict[str, int]] = Field(
         default={}, description="By source: codes that are not in the table, and their files"
     )

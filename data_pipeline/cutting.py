@@ -167,7 +167,8 @@ class _Packed:
     """Sentences in any order; a group costs its sources or its targets, whichever are more."""
 
     def __init__(self, src: NDArray[Any], tgt: NDArray[Any]) -> None:
-        self._src, self._tgt = ([0, *np.cumsum(side).tolist()] for side in (src, tgt))
+        self._src: list[int] = [0, *np.cumsum(src).tolist()]
+        self._tgt: list[int] = [0, *np.cumsum(tgt).tolist()]
         self.least_cap = int(max(src.max(), tgt.max()))
         self.total = max(self._src[-1], self._tgt[-1])
 

@@ -98,6 +98,8 @@ def iter_members(deb: Path, wanted: re.Pattern[str]) -> Iterator[tuple[str, byte
                     if name.startswith("/") or ".." in name.split("/"):
                         raise ValueError(f"the name of its member {name!r} leads out of its folder")
                     yield name, cast(IO[bytes], archive.extractfile(member)).read()
+                while plain.read(io.DEFAULT_BUFFER_SIZE):
+                    pass  # the checksum of the compressed data stands behind the end of the tar
     except (OSError, ValueError, EOFError, lzma.LZMAError, zlib.error, tarfile.TarError) as error:
         raise DataError(
             f"{deb} is not a whole Debian package ({error}); delete it and fetch it again"

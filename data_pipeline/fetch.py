@@ -154,6 +154,7 @@ def _run(argv: Sequence[str], folder: Path, timeout_s: float = _APT_TIMEOUT_S) -
     Raises:
         FetchError: It is not on this machine, or does not end.
     """
+    program = argv[2] if argv[1] == "-m" else argv[0]
     try:
         done = subprocess.run(
             argv,
@@ -164,9 +165,9 @@ def _run(argv: Sequence[str], folder: Path, timeout_s: float = _APT_TIMEOUT_S) -
             env=os.environ | {"LC_ALL": "C"},
         )
     except FileNotFoundError as error:
-        raise FetchError(f"{argv[0]} is not on this machine") from error
+        raise FetchError(f"{program} is not on this machine") from error
     except subprocess.TimeoutExpired as error:
-        raise FetchError(f"{Path(argv[0]).name} did not finish within {timeout_s} s") from error
+        raise FetchError(f"{program} did not finish within {timeout_s} s") from error
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
@@ -251,7 +252,6 @@ def _fetch_debs(packages: Sequence[str], raw: Path) -> None:
     debs.mkdir(parents=True, exist_ok=True)
     apt = Apt(raw / "apt", _run)
     try:
-        apt.update()
         files = apt.files(missing)
         num_bytes = sum(file.num_bytes for file in files)
         require_space(raw, num_bytes, "downloading packages")

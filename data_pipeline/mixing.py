@@ -104,4 +104,4 @@ def unimax_shares(most: Floats) -> Floats:
     for place, index in enumerate(order):
         shares[index] = min(most[index], rest / (len(order) - place))
         rest -= shares[index]
-    return shares / shares.sum()
+    return np.asarray(shares / shares.sum(), np.float64)

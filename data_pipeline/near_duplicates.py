@@ -32,7 +32,7 @@ from data_pipeline.bitext import SPLITS, LanguagePair, SentencePair, format_line
 from data_pipeline.clean_manifest import SplitCounts, add_splits
 from data_pipeline.config import DataConfig
 from data_pipeline.ngrams import Hashes, contained_share, hash_texts, is_in, places_in
-from data_pipeline.pair_corpus import HELD_OUT, count_rows
+from data_pipeline.pair_corpus import count_rows, processes_for, unmarked_path
 from data_pipeline.split import normalise
 from data_pipeline.workers import parallel_map
 from hyperadapter.core.files import atomic_open, sha256_file
@@ -89,7 +89,7 @@ class _MarkTask:
 
 
 def write_held_out(
-    corpus: Path, pairs: Sequence[LanguagePair], folder: Path, config: DataConfig, workers: int
+    corpus: Path, pairs: Sequence[LanguagePair], folder: Path, config: DataConfig
 ) -> dict[LanguagePair, HeldOutCounts]:
     """Writes validation and test text of all pairs.
 
@@ -98,26 +98,26 @@ def write_held_out(
         pairs: The language pairs.
         folder: An empty folder for the hashes.
         config: The data configuration.
-        workers: Processes.
     """
-    for _ in parallel_map(_hash_held_out, _language_tasks(corpus, pairs, folder), "hashing", workers):
-        pass
-    languages = sorted({code for pair in pairs for code in pair})
-    found = {code: np.zeros(len(_load(folder, code)), np.bool_) for code in languages}
+    languages = _language_tasks(corpus, pairs, folder)
+    num_bytes = sum(_num_bytes(task) for task in languages) // 2  # each file has two languages
+    workers = processes_for(num_bytes, config)
+    found: dict[str, NDArray[np.bool_]] = {}
+    for task, num_hashes in parallel_map(_hash_held_out, languages, "hashing", workers):
+        found[task.language] = np.zeros(num_hashes, np.bool_)
     scans = _scan_tasks(corpus, pairs, folder)
-    for scan, places in parallel_map(_scan, scans, "comparing with train", workers):
+    scanners = processes_for(sum(scan.end - scan.start for scan in scans), config)
+    for scan, places in parallel_map(_scan, scans, "comparing with train", scanners):
         for code, there in zip(scan.pair, places, strict=True):
             found[code][there] = True
-    for code in languages:
-        hashes = _load(folder, code)[found[code]]
+    for code, is_found in found.items():
+        hashes = _load(folder, code)[is_found]
         with atomic_open(_found_path(folder, code), "wb") as stream:
             np.save(stream, hashes)
     split = config.split
     least, drop = split.near_duplicate_containment, split.near_duplicates == "drop"
     marks = [_MarkTask(corpus, pair, folder, least, drop) for pair in pairs]
-    return {
-        task.pair: counts for task, counts in parallel_map(_mark, marks, "marking", workers)
-    }
+    return {task.pair: counts for task, counts in parallel_map(_mark, marks, "marking", workers)}
 
 
 def _language_tasks(
@@ -126,10 +126,14 @@ def _language_tasks(
     files: dict[str, list[tuple[Path, int]]] = {}
     for pair in pairs:
         for column, code in enumerate(pair, 1):
-            paths = (split_path(corpus / HELD_OUT, split, pair) for split in SPLITS[1:])
+            paths = (unmarked_path(corpus, split, pair) for split in SPLITS[1:])
             files.setdefault(code, []).extend((path, column) for path in paths)
     tasks = [_LanguageTask(code, tuple(there), folder) for code, there in files.items()]
-    return sorted(tasks, key=lambda task: -sum(path.stat().st_size for path, _ in task.files))
+    return sorted(tasks, key=_num_bytes, reverse=True)
+
+
+def _num_bytes(task: _LanguageTask) -> int:
+    return sum(path.stat().st_size for path, _ in task.files)
 
 
 def _scan_tasks(corpus: Path, pairs: Sequence[LanguagePair], folder: Path) -> list[_ScanTask]:
@@ -166,8 +170,12 @@ def _iter_batches(path: Path, start: int = 0, end: int | None = None) -> Iterato
             yield [line.decode().rstrip("\n").split("\t") for line in batch]
 
 
-def _hash_held_out(task: _LanguageTask) -> None:
-    """Writes the hashes of all texts of a language and of their longest n-grams, sorted."""
+def _hash_held_out(task: _LanguageTask) -> int:
+    """Writes the hashes of all texts of a language and of their longest n-grams, sorted.
+
+    Returns:
+        How many there are.
+    """
     known = np.empty(0, np.uint64)
     fresh: list[Hashes] = []
     num_fresh = 0
@@ -179,8 +187,10 @@ def _hash_held_out(task: _LanguageTask) -> None:
             if num_fresh > max(len(known), 1_000_000):  # so that sorting takes n log n in all
                 known = np.unique(np.concatenate([known, *fresh]))
                 fresh, num_fresh = [], 0
+    known = np.unique(np.concatenate([known, *fresh]))
     with atomic_open(_hashes_path(task.folder, task.language), "wb") as stream:
-        np.save(stream, np.unique(np.concatenate([known, *fresh])))
+        np.save(stream, known)
+    return len(known)
 
 
 def _scan(task: _ScanTask) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -203,7 +213,7 @@ def _mark(task: _MarkTask) -> HeldOutCounts:
         path = split_path(task.corpus, split, task.pair)
         counts: list[SplitCounts] = []
         with atomic_open(path) as stream:
-            for rows in _iter_batches(split_path(task.corpus / HELD_OUT, split, task.pair)):
+            for rows in _iter_batches(unmarked_path(task.corpus, split, task.pair)):
                 marks = np.zeros(len(rows), np.bool_)
                 for side, code in enumerate(task.pair):
                     texts = hash_texts([normalise(row[side + 1]) for row in rows], code)

@@ -1,4 +1,4 @@
-"""The clean corpus of one language pair, in steps that can run in any process and be taken up again.
+"""The clean corpus of one language pair, in steps that run in any process and can be taken up.
 
 1. `spill_sources` reads and cleans a part of the raw text and spills the rows (`spill.py`).
 2. `finish_buckets` deduplicates and splits the rows of a group of buckets, and drops from train
@@ -35,18 +35,18 @@ from data_pipeline.clean_manifest import (
     add_counts,
     add_splits,
 )
-from data_pipeline.config import DataConfig, LeakTest, SourceConfig
+from data_pipeline.config import DataConfig, LeakTest
 from data_pipeline.dedup import deduplicate
 from data_pipeline.fetch import roots_of
 from data_pipeline.leaks import load_leak_index
-from data_pipeline.sources import CatalogSource
+from data_pipeline.sources import CatalogSource, SourceConfig
 from data_pipeline.spill import Row, SpillWriter, group_buckets, open_spill, read_buckets
 from data_pipeline.split import normalise, order_of, split_of
+from data_pipeline.workers import num_processes
 from hyperadapter.core.files import atomic_open, write_text
 from hyperadapter.core.schema import StrictModel
 
 __all__ = [
-    "HELD_OUT",
     "BucketTask",
     "PairWork",
     "SpillRecord",
@@ -55,16 +55,24 @@ __all__ = [
     "bucket_tasks",
     "count_rows",
     "finish_buckets",
+    "processes_for",
     "read_record",
     "record_path",
     "spill_sources",
+    "unmarked_path",
 ]
 
-HELD_OUT = "held_out"  # folder of valid and test text before near-duplicates are marked
+_HELD_OUT = "held_out"
 _RECORDS = "pairs"
 _BUCKET_BYTES = 64_000_000
 _PART_ROWS = 4096
 _LEAK_ROWS = 20_000
+_PARALLEL_FROM_BYTES = 30_000_000
+
+
+def processes_for(num_bytes: int, config: DataConfig) -> int:
+    """Returns how many processes a step on clean text is worth: starting them takes seconds."""
+    return num_processes(config.num_workers) if num_bytes >= _PARALLEL_FROM_BYTES else 1
 
 
 class SpillRecord(StrictModel):
@@ -260,6 +268,11 @@ def count_rows(rows: Sequence[SentencePair]) -> SplitCounts:
     )
 
 
+def unmarked_path(corpus: Path, split: Split, pair: LanguagePair) -> Path:
+    """Returns the file of a split before near-duplicates are marked; train has no marks."""
+    return split_path(corpus if split == "train" else corpus / _HELD_OUT, split, pair)
+
+
 def record_path(corpus: Path, pair: LanguagePair) -> Path:
     """Returns where the record of a finished language pair is."""
     return corpus / _RECORDS / f"{pair[0]}-{pair[1]}.json"
@@ -292,8 +305,7 @@ def assemble(
     ]
     splits: dict[str, SplitCounts] = {}
     for split in SPLITS:
-        folder = corpus if split == "train" else corpus / HELD_OUT
-        path = split_path(folder, split, work.pair)
+        path = unmarked_path(corpus, split, work.pair)
         counts = add_splits(part.splits[split] for part in parts)
         sha256 = _concatenate([task.path(split) for task in tasks], path)
         splits[split] = counts.model_copy(

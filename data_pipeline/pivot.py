@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.bitext import SPLITS, LanguagePair, Split, split_path
+from data_pipeline.bitext import SPLITS, Split
 from data_pipeline.clean import Reason
-from data_pipeline.pair_corpus import HELD_OUT, PairWork, SpillRecord
+from data_pipeline.pair_corpus import PairWork, SpillRecord, unmarked_path
 from data_pipeline.spill import Row, open_spill
 from data_pipeline.split import order_of
 from hyperadapter.core.files import write_text
@@ -77,10 +77,8 @@ def spill_joined(task: PivotTask) -> SpillRecord:
 
 
 def _joined_split(task: PivotTask, split: Split) -> Iterator[tuple[str, str]]:
-    folder = task.corpus if split == "train" else task.corpus / HELD_OUT
     config = task.work.config
-    pairs: list[LanguagePair] = [(config.pivot, code) for code in task.work.pair]
-    paths = [split_path(folder, split, pair) for pair in pairs]
+    paths = [unmarked_path(task.corpus, split, (config.pivot, code)) for code in task.work.pair]
     return iter_joined(paths[0], paths[1], config.split.seed)
 
 

@@ -256,7 +256,7 @@ class _Window(NamedTuple):
         key: Number of the pass and of the window in it.
         blocks: Its blocks, `[blocks]`.
         firsts: Number of each block's first sentence before they were shuffled, `[blocks + 1]`.
-        index: Number of each sentence before they were shuffled, `[n]`.
+        shuffled: Number of each sentence before they were shuffled, `[n]`.
         src: Source lengths, `[n]`.
         tgt: Target lengths, `[n]`.
         starts: Where each sentence begins in the window, `[n + 1]`.
@@ -265,14 +265,14 @@ class _Window(NamedTuple):
     key: tuple[int, int]
     blocks: Ints
     firsts: Ints
-    index: NDArray[np.int32]
+    shuffled: NDArray[np.int32]
     src: NDArray[np.uint16]
     tgt: NDArray[np.uint16]
     starts: NDArray[np.uint32]
 
     def columns(self, direction: int, first: int, last: int) -> Ints:
         """Returns direction, block, row and lengths of some sentences, `[5, last - first]`."""
-        index = self.index[first:last]
+        index = self.shuffled[first:last]
         place = np.searchsorted(self.firsts, index, side="right") - 1
         columns = np.empty((5, last - first), np.int64)
         columns[0] = direction
@@ -383,11 +383,11 @@ class TrainPlan:
             (1 - part) * phase.position(d, chunk) + part * phase.position(d, chunk + 1)
             for d in range(len(self._lines))
         ]
-        return np.array(width) / 2**_FRACTION_BITS
+        return np.asarray(np.array(width) / 2**_FRACTION_BITS, np.float64)
 
     def passes(self, step: int) -> NDArray[np.float64]:
         """Returns how often each direction was passed through before `step`, `[num_directions]`."""
-        return self.widths(step) / np.array(self._totals)
+        return np.asarray(self.widths(step) / np.array(self._totals), np.float64)
 
     def shares(self, step: int) -> NDArray[np.float64]:
         """Returns the planned share of each direction in the tokens of a step's chunk."""
@@ -402,7 +402,7 @@ class TrainPlan:
     def _build_chunk(self, number: int) -> Chunk:
         steps = self.steps_of(number)
         phase = self._phase_of(steps.start)
-        parts = []
+        parts: list[Ints] = []
         for direction in range(len(self._lines)):
             low, high = (
                 phase.position(direction, chunk) >> _FRACTION_BITS for chunk in (number, number + 1)

@@ -34,10 +34,10 @@ from data_pipeline.manifest import (
     member_file,
     read_manifest,
 )
-from data_pipeline.remote import ShardCache
+from data_pipeline.remote import ShardCache, default_cache_folder
 from hyperadapter.core.errors import DataError, FetchError, LostBlockError
 
-__all__ = ["PairBlocks", "ShardReader"]
+__all__ = ["PairBlocks", "ShardReader", "UnreadableError", "as_array", "read_member"]
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,6 @@ Ints = NDArray[np.int64]
 PayloadT = TypeVar("PayloadT")
 _TRIES = 3
 _PAUSE_S = 0.1  # before the second try; three times as long before the third
-_CACHE_FOLDER = ".cache"
 
 
 class PairBlocks(NamedTuple):
@@ -77,7 +76,7 @@ class _Place(NamedTuple):
         return self.pair.shards[int(self.pair.blocks.shard[self.row])]
 
 
-class _UnreadableError(Exception):
+class UnreadableError(Exception):
     """Something cannot be read, or differs from the manifest: a reason without a place."""
 
 
@@ -121,7 +120,7 @@ class ShardReader:
         remote = [shard for shard in shards if is_url(shard.file)]
         self._cache = cache
         if remote and cache is None:
-            self._cache = ShardCache(folder / _CACHE_FOLDER)
+            self._cache = ShardCache(default_cache_folder(folder))
         if self._cache is not None:
             self._cache.warn_if_small(sum(shard.num_bytes for shard in remote))
         self._check_files(shards)
@@ -174,9 +173,10 @@ class ShardReader:
                 "data.shards.keep_text: true and run `hyperadapter data shard` again"
             )
         text = self._member(place, name, _as_text)
-        if text.count("\n") != place.pair.blocks.sentences[place.row]:
-            raise self._lost(place, f"the member {name} has {text.count(chr(10))} lines")
-        return text.split("\n")[:-1]
+        lines = text.split("\n")[:-1]
+        if len(lines) != place.pair.blocks.sentences[place.row]:
+            raise self._lost(place, f"the member {name} has {len(lines)} lines")
+        return lines
 
     def damaged_blocks(self) -> dict[int, str]:
         """Returns the blocks of all damaged shards by number, each with what is wrong."""
@@ -215,7 +215,7 @@ class ShardReader:
 
     def _read_tokens(self, place: _Place, name: str) -> NDArray[Any]:
         count = int(getattr(place.pair.blocks, name)[place.row])
-        tokens = self._member(place, name, _as_array)
+        tokens = self._member(place, name, as_array)
         if tokens.shape != (count,):
             raise self._lost(place, f"the member {name} has the shape {tokens.shape}, not {count}")
         return tokens
@@ -228,7 +228,7 @@ class ShardReader:
         try:
             start = int(self._starts(place)[place.row])
             data = _read_range(path, start, 4 * count, int(blocks.lengths_crc32[place.row]))
-        except _UnreadableError as error:
+        except UnreadableError as error:
             if path not in self._bad_lengths:
                 self._bad_lengths.add(path)
                 log.warning(
@@ -239,7 +239,7 @@ class ShardReader:
             both = np.frombuffer(data, "<u2").reshape(2, count)
             side: NDArray[np.uint16] = both["ab".index(name[0])].astype(np.uint16)
             return side
-        lengths = self._member(place, name, _as_array)
+        lengths = self._member(place, name, as_array)
         if lengths.shape != (count,):
             raise self._lost(place, f"the member {name} has the shape {lengths.shape}, not {count}")
         return lengths.astype(np.uint16)
@@ -264,12 +264,12 @@ class ShardReader:
         for last in (*[False] * (_TRIES - 1), True):
             try:
                 path = self._local(location, place.shard)
-                data = _read_range(path, offset, HEADER_BYTES + size, crc32)
-                return decode(data[HEADER_BYTES:])
+                return decode(read_member(path, offset, size, crc32))
             except FetchError as error:  # which has tried several times
-                self.damaged_shards[location] = str(error)
-                raise self._lost(place, str(error)) from error
-            except (OSError, ValueError, _UnreadableError) as error:
+                reason = str(error).removeprefix(location).strip()
+                self.damaged_shards[location] = reason
+                raise self._lost(place, reason) from error
+            except (OSError, ValueError, UnreadableError) as error:
                 if self._cache is not None and is_url(location):
                     self._cache.discard(place.shard)
                 if last:
@@ -306,6 +306,15 @@ class ShardReader:
             log.warning("the shard %s %s; %s", path, reason, REMEDY)
 
 
+def read_member(path: str, offset: int, size: int, crc32: int) -> bytes:
+    """Reads a member's payload; the other arguments are its columns in the manifest.
+
+    Raises:
+        UnreadableError: It cannot be read, or is not what the manifest promises.
+    """
+    return _read_range(path, offset, HEADER_BYTES + size, crc32)[HEADER_BYTES:]
+
+
 def _read_range(path: str, offset: int, size: int, crc32: int) -> bytes:
     """Reads bytes of a file and compares them with their CRC-32."""
     try:
@@ -313,15 +322,16 @@ def _read_range(path: str, offset: int, size: int, crc32: int) -> bytes:
             stream.seek(offset)
             data = stream.read(size)
     except OSError as error:
-        raise _UnreadableError(f"cannot be read ({error})") from error
+        raise UnreadableError(f"cannot be read ({error})") from error
     if len(data) != size:
-        raise _UnreadableError("is cut off")
+        raise UnreadableError("is cut off")
     if (found := zlib.crc32(data)) != crc32:
-        raise _UnreadableError(f"has the CRC-32 {found:08x}, but the manifest promises {crc32:08x}")
+        raise UnreadableError(f"has the CRC-32 {found:08x}, but the manifest promises {crc32:08x}")
     return data
 
 
-def _as_array(payload: bytes) -> NDArray[Any]:
+def as_array(payload: bytes) -> NDArray[Any]:
+    """Decodes the payload of an `.npy` member."""
     return np.asarray(np.load(io.BytesIO(payload), allow_pickle=False))
 
 

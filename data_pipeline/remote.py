@@ -23,7 +23,7 @@ from data_pipeline.manifest import ShardEntry
 from hyperadapter.core.errors import FetchError
 from hyperadapter.core.files import sha256_file, translate_disk_full
 
-__all__ = ["Patience", "ShardCache", "download", "fetch_bytes"]
+__all__ = ["Patience", "ShardCache", "default_cache_folder", "download", "fetch_bytes"]
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +132,11 @@ class ShardCache:
             total -= size
 
 
+def default_cache_folder(folder: Path) -> Path:
+    """Returns where the remote shards of a manifest's folder go if nothing else is said."""
+    return folder / ".cache"
+
+
 def download(url: str, path: Path, shard: ShardEntry, patience: Patience = _PATIENCE) -> None:
     """Downloads a file beside `path`, checks it and renames it.
 
@@ -237,6 +242,7 @@ def _iter_chunks(url: str, offset: int, patience: Patience) -> Generator[bytes, 
 
     A thread reads, because not every store's client gives up a silent server; this one does.
     """
+    _require_store(url)
     ready: queue.Queue[bytes | _RemoteError | None] = queue.Queue(_CHUNKS_AHEAD)
     stop = threading.Event()
 
@@ -281,9 +287,19 @@ def _iter_chunks(url: str, offset: int, patience: Patience) -> Generator[bytes, 
         stop.set()
 
 
+def _require_store(url: str) -> None:
+    """Imports what reads a kind of URL; that takes long, but is no fault of the server."""
+    import fsspec  # most shards are local
+
+    try:
+        fsspec.get_filesystem_class(url.partition("://")[0])
+    except (ImportError, ValueError) as error:
+        raise _RemoteError(str(error), final=True) from error
+
+
 def _open_remote(url: str, offset: int, stall_s: float) -> tuple[Any, int]:
     """Opens a remote file near `offset`; returns where it begins, too."""
-    import fsspec  # slow to import, and most shards are local
+    import fsspec
 
     protocol = url.partition("://")[0]
     if protocol not in ("http", "https"):
@@ -309,9 +325,7 @@ def _is_final(error: Exception) -> bool:
     status = getattr(error, "status", None)  # of aiohttp's ClientResponseError
     if isinstance(status, int):
         return status in range(400, 500) and status not in _TRY_AGAIN_STATUS
-    return isinstance(
-        error, FileNotFoundError | PermissionError | IsADirectoryError | ImportError | ValueError
-    )
+    return isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError)
 
 
 def _touch(path: Path) -> bool:

@@ -73,6 +73,8 @@ _FORMAT = 2
 _ENCODE_SENTENCES = 20_000
 # Text of a bucket. Few languages have more than a token for two bytes, so tokens take no more.
 _BUCKET_BYTES = 64_000_000
+# Less text than this is written before processes, which load torch, have started.
+_SMALL_BYTES = 20_000_000
 _RECORDS, _SCRATCH = "records", "scratch"  # only while the shards are made
 _SIDES = ("a", "b")
 
@@ -108,6 +110,10 @@ class _Task(NamedTuple):
     def text(self) -> Path:
         return split_path(self.clean, self.split, self.pair)
 
+    @property
+    def num_bytes(self) -> int:
+        return self.text.stat().st_size
+
 
 class _Counts:
     """What is counted while a pair is encoded and written."""
@@ -142,9 +148,11 @@ def run(config: DataConfig) -> dict[str, ShardManifest]:
                 build.begin(stack)
                 builds.append(build)
         tasks = [task for build in builds for task in build.tasks]
-        tasks.sort(key=lambda task: task.text.stat().st_size, reverse=True)
+        tasks.sort(key=lambda task: task.num_bytes, reverse=True)
+        small = sum(task.num_bytes for task in tasks) < _SMALL_BYTES
+        workers = 1 if small else config.num_workers
         by_folder = {build.part: build for build in builds}
-        for task, entry in parallel_map(_write_pair, tasks, "sharding", config.num_workers):
+        for task, entry in parallel_map(_write_pair, tasks, "sharding", workers):
             by_folder[task.folder].entries[task.pair] = entry
         for build in builds:
             manifests[build.split] = build.finish()
@@ -163,6 +171,8 @@ def pair_fingerprints(config: DataConfig, split: Split, tokenizer: str) -> dict[
         DataError: The clean text of a pair is missing.
     """
     clean = Path(config.folder) / "clean"
+    if not (clean / MANIFEST).is_file():
+        raise DataError(f"{clean} holds no clean text; run `hyperadapter data clean` first")
     known = read_json(clean / MANIFEST).get("splits", {})
     found: dict[LanguagePair, str] = {}
     for pair in language_pairs(config):
@@ -319,7 +329,7 @@ def _write_pair(task: _Task) -> PairEntry:
     shutil.rmtree(scratch, ignore_errors=True)
     # The seed names the pair, so that a new pair does not reorder the others.
     rng = np.random.default_rng([zlib.crc32(f"{task.split} {task.name}".encode()), 1])
-    num_buckets = task.text.stat().st_size // _BUCKET_BYTES + 1
+    num_buckets = task.num_bytes // _BUCKET_BYTES + 1
     shuffle = BucketShuffle(scratch, num_buckets, rng)
     counts = _Counts()
     for rows in _encode(task, tokenizer, counts):

@@ -80,6 +80,7 @@ class BucketShuffle:
         self._buffer: list[tuple[NDArray[np.int64], Rows]] = []
         self._buffered = 0
         self._flushes = np.zeros(num_buckets, np.int64)
+        self._names: list[str] = []
 
     def add(self, rows: Rows) -> None:
         """Takes rows, which must have the columns of those before."""
@@ -93,7 +94,7 @@ class BucketShuffle:
 
     def iter_buckets(self) -> Iterator[Rows]:
         """Yields every row once, shuffled; call it once, after all rows were taken."""
-        if self._flushes.any():
+        if self._buffer and self._flushes.any():
             self._flush()
         for bucket in range(self._num_buckets):
             parts = [*self._read(bucket), *self._buffered_rows(bucket)]

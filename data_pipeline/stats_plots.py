@@ -46,7 +46,7 @@ def plot_drops(stats: dict[str, Any], path: Path) -> None:
 
 
 def plot_tokenizer(stats: dict[str, Any], path: Path) -> None:
-    """Draws length, fertility and coverage of each language.
+    """Draws length, fertility, coverage and script of each language, the most pieces first.
 
     Args:
         stats: What `tokenizer_stats` returned.
@@ -55,23 +55,33 @@ def plot_tokenizer(stats: dict[str, Any], path: Path) -> None:
     languages = stats["languages"]
     codes = sorted(languages, key=lambda code: (-languages[code]["pieces_per_character"], code))
     rows = [codes[i : i + _LANGUAGES_A_ROW] for i in range(0, len(codes), _LANGUAGES_A_ROW)]
-    width = max(6.0, 2 + 0.22 * len(rows[0])) if rows else 6.0
-    figure = _new_figure(width, 1 + 6 * len(rows))
-    axes = figure.subplots(3 * max(len(rows), 1), 1, squeeze=False)[:, 0]
+    bars = {
+        "pieces\nper character": {c: languages[c]["pieces_per_character"] for c in codes},
+        "% of characters not\nin the vocabulary": _percent_missing(languages, "coverage"),
+        "% of letters in\nanother script": _percent_missing(languages, "in_script"),
+    }
+    num_panels = 1 + len(bars)
+    figure = _new_figure(2 + 0.22 * max(len(rows[0]), 24), 1 + 1.6 * num_panels * len(rows))
+    axes = figure.subplots(num_panels * len(rows), 1, squeeze=False)[:, 0]
     for number, row in enumerate(rows):
-        panels = axes[3 * number : 3 * number + 3]
-        _draw_lengths(panels[0], row, languages)
-        panels[1].bar(row, [languages[code]["pieces_per_character"] for code in row])
-        panels[1].set_ylabel("pieces\nper character")
-        _draw_coverage(panels[2], row, languages)
-        for panel in panels:
+        lengths, *panels = axes[num_panels * number : num_panels * (number + 1)]
+        _draw_lengths(lengths, row, languages)
+        for panel, (label, values) in zip(panels, bars.items(), strict=True):
+            panel.bar(row, [values[code] for code in row])
+            panel.set_ylabel(label, fontsize="small")
+            panel.set_ylim(0, 1.05 * max(values.values()) or 1)
+        for panel in (lengths, *panels):
             panel.tick_params(axis="x", labelrotation=90)
             panel.set_xlim(-0.6, len(rows[0]) - 0.4)
-        if number == 0:
-            panels[0].legend(frameon=False, ncols=3)
-            panels[2].legend(frameon=False, ncols=2)
+    axes[0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)
     figure.suptitle(f"Tokenizer of {stats['vocab_size']:,} pieces by language")
     _save(figure, path)
+
+
+def _percent_missing(languages: dict[str, Any], key: str) -> dict[str, float]:
+    """Returns by language what a share lacks of all, 0 where it is not known."""
+    shares = {code: language[key] for code, language in languages.items()}
+    return {code: 0.0 if share is None else 100 * (1 - share) for code, share in shares.items()}
 
 
 def _draw_lengths(axes: Axes, row: list[str], languages: dict[str, Any]) -> None:
@@ -81,17 +91,8 @@ def _draw_lengths(axes: Axes, row: list[str], languages: dict[str, Any]) -> None
     axes.vlines(row, [one[names[0]] for one in lengths], [one[names[-1]] for one in lengths])
     for name, marker in zip(names, "os^", strict=True):
         axes.scatter(row, [one[name] for one in lengths], s=14, marker=marker, label=name)
-    axes.set_ylabel("tokens\na sentence")
-
-
-def _draw_coverage(axes: Axes, row: list[str], languages: dict[str, Any]) -> None:
-    """Draws how much of the text the vocabulary misses, and how much is in another script."""
-    missed = [100 * (1 - languages[code]["coverage"]) for code in row]
-    axes.bar(row, missed, label="characters outside the vocabulary")
-    known = [code for code in row if languages[code]["in_script"] is not None]
-    foreign = [100 * (1 - languages[code]["in_script"]) for code in known]
-    axes.scatter(known, foreign, s=14, color="C1", label="letters of another script", zorder=3)
-    axes.set_ylabel("% of train")
+    axes.set_ylabel("tokens a sentence", fontsize="small")
+    axes.set_ylim(0, 1.05 * max(one["length"][names[-1]] for one in languages.values()))
 
 
 def _plot_stacked(bars: Bars, label: str, title: str, path: Path) -> None:
@@ -118,7 +119,8 @@ def _plot_stacked(bars: Bars, label: str, title: str, path: Path) -> None:
     axes.margins(y=0.5 / max(len(shown), 1))
     axes.set_xlabel(label)
     axes.set_title(title)
-    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    if most:
+        figure.legend(loc="outside lower center", ncols=4, frameon=False)
     _save(figure, path)
 
 

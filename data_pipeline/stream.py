@@ -97,6 +97,12 @@ class StepBatches:
     tokens_per_direction: NDArray[np.int64]
     widths_per_direction: NDArray[np.int64]
 
+    def padded(self) -> list[MicroBatch]:
+        """Returns the micro-batches of a stream whose layout is padded."""
+        padded = [batch for batch in self.micro_batches if isinstance(batch, MicroBatch)]
+        assert len(padded) == len(self.micro_batches), "the layout is packed"
+        return padded
+
 
 class ValidBatch(NamedTuple):
     """One validation batch; one that does not count only keeps the ranks in step."""

@@ -186,8 +186,8 @@ def data_stats(config: RunConfig, as_json: bool) -> None:
     if as_json:
         _print_json(stats)
         return
-    _print_table(*pipeline.stats_table(stats))
-    _print_table(*pipeline.drops_table(stats))
+    for table in pipeline.stats_tables(stats):
+        _print_table(*table)
 
 
 @data_group.command("plan")
@@ -208,6 +208,54 @@ def data_plan(config: RunConfig, world_size: int, steps: str, as_json: bool) -> 
         else:
             tokens = "  ".join(f"{name} {count}" for name, count in row["tokens"].items())
             click.echo(f"{row['step']:>8}  {row['hash'][:16]}  {row['target_tokens']}  {tokens}")
+
+
+@data_group.command("verify")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--workers", type=click.IntRange(min=0), default=0, help="0: one for each core.")
+@json_option
+def data_verify(folder: Path, workers: int, as_json: bool) -> int:
+    """Reads every byte of the shards in FOLDER; names each bad file and ends with 1 if any is."""
+    from data_pipeline.shard_tools import verify
+
+    report = verify(folder, workers)
+    if as_json:
+        _print_json(report._asdict() | {"bad": [file._asdict() for file in report.bad]})
+        return int(bool(report.bad))
+    for file in report.bad:
+        click.echo(f"BAD {file.path}: {file.reason}")
+    click.echo(
+        f"{len(report.bad)} bad files; {report.shards:,} shards of {report.pairs:,} language pairs "
+        f"with {report.sentences:,} sentence pairs, {report.num_bytes / 1e6:,.1f} MB"
+    )
+    return int(bool(report.bad))
+
+
+@data_group.command("merge")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("folders", nargs=-1, required=True)
+def data_merge(out: Path, folders: tuple[str, ...]) -> None:
+    """Puts the shards in FOLDERS (folders or URLs) together in OUT, by manifest, without a copy."""
+    from data_pipeline.shard_tools import merge
+
+    merge(folders, out)
+
+
+@data_group.command("split")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--pairs", metavar="A-B,C-D", help="Language pairs to take.")
+@click.option("--parts", type=click.IntRange(min=1), help="Deal all pairs out to so many parts.")
+def data_split(folder: Path, out: Path, pairs: str | None, parts: int | None) -> None:
+    """Takes some language pairs of the shards in FOLDER to OUT, by manifest, without a copy."""
+    from data_pipeline.shard_tools import split_pairs, split_parts
+
+    if (pairs is None) == (parts is None):
+        raise click.UsageError("give either --pairs or --parts")
+    if pairs is not None:
+        split_pairs(folder, out, [pair.strip() for pair in pairs.split(",")])
+    else:
+        split_parts(folder, out, parts or 1)
 
 
 @cli.group("model")

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "clean",
-    "drops_table",
     "evaluate",
     "fetch",
     "plan",
@@ -34,7 +33,7 @@ __all__ = [
     "scores_table",
     "shard",
     "stats",
-    "stats_table",
+    "stats_tables",
     "summary_table",
     "tokenizer",
     "train",
@@ -160,15 +159,23 @@ def train(config: RunConfig) -> None:
 
 
 def stats(config: RunConfig) -> dict[str, Any]:
-    """Counts the clean corpus, and plots it beside its manifest."""
+    """Counts the clean corpus, and its tokens if there is a tokenizer; plots them beside it."""
+    from data_pipeline import stats_plots
     from data_pipeline.corpus import clean_folder
-    from data_pipeline.stats import corpus_stats, plot_corpus
+    from data_pipeline.stats import corpus_stats, tokenizer_stats
 
-    folder = clean_folder(config.data)
-    result = corpus_stats(folder)
-    path = folder.parent / "corpus.png"
-    plot_corpus(result, path)
-    log.info("plotted %s", path)
+    clean = clean_folder(config.data)
+    result = corpus_stats(clean)
+    plots = {"corpus.png": stats_plots.plot_corpus, "drops.png": stats_plots.plot_drops}
+    if (clean.parent / "tokenizer").is_dir():
+        tokens = tokenizer_stats(config.data)
+        for name, pair in tokens.pop("pairs").items():
+            result["pairs"][name] |= pair
+        result |= {"languages": tokens["languages"], "vocab_size": tokens["vocab_size"]}
+        plots["languages.png"] = stats_plots.plot_tokenizer
+    for name, plot in plots.items():
+        plot(result, clean.parent / name)
+        log.info("plotted %s", clean.parent / name)
     return result
 
 
@@ -290,8 +297,8 @@ def _summary(
     }
 
 
-def stats_table(result: dict[str, Any]) -> Table:
-    """Returns sentence pairs and lengths per language pair."""
+def stats_tables(result: dict[str, Any]) -> Iterator[Table]:
+    """Yields sentence pairs, lengths, what was dropped, languages and leaks."""
     rows = [
         (
             pair,
@@ -299,17 +306,42 @@ def stats_table(result: dict[str, Any]) -> Table:
             item["near_duplicates"],
             item["mean_words_a"],
             item["mean_words_b"],
+            *(item.get(f"tokens_{side}") for side in "ab"),
         )
         for pair, item in result["pairs"].items()
     ]
-    columns = ("pair", "train", "valid", "test", "near-dup.", "words a", "words b")
-    return "Sentence pairs, and mean words a sentence in train", columns, rows
-
-
-def drops_table(result: dict[str, Any]) -> Table:
-    """Returns how many pairs were dropped for which reason, over all language pairs."""
+    columns = ["pair", "train", "valid", "test", "near-dup.", "words a", "words b"]
+    columns += ["tokens a", "tokens b"]
+    yield "Sentence pairs, mean words a sentence and tokens in train", columns, rows
+    if "languages" in result:
+        yield _languages_table(result)
+    if result["leak_tests"]:
+        rows = [(n, t["num_sentences"], t["num_found"]) for n, t in result["leak_tests"].items()]
+        yield "Test sets that must not leak", ("name", "sentences", "found in train, dropped"), rows
+    if result["unknown_languages"]:
+        rows = [(f"{s}: {c}", n) for s, codes in result["unknown_languages"].items()
+                for c, n in codes.items()]  # fmt: skip
+        yield "Files in languages that are not in the table", ("source and code", "files"), rows
     title = f"{result['num_read']:,} texts read, {result['num_kept']:,} kept; dropped by reason"
-    return title, ("reason", "texts"), list(result["dropped"].items())
+    yield title, ("reason", "texts"), list(result["dropped"].items())
+
+
+def _languages_table(result: dict[str, Any]) -> Table:
+    rows = [
+        (
+            code,
+            item["script"],
+            100 * item["coverage"],
+            None if item["in_script"] is None else 100 * item["in_script"],
+            item["pieces_per_word"],
+            item["pieces_per_character"],
+            "/".join(str(value) for value in item["length"].values()),
+        )
+        for code, item in result["languages"].items()
+    ]
+    columns = ("language", "script", "covered, %", "in script, %", "pieces/word", "pieces/char.")
+    title = f"Fit of the tokenizer ({result['vocab_size']:,} pieces); length in tokens as "
+    return title + "p50/p90/p99", (*columns, "length"), rows
 
 
 def scores_table(result: EvaluationResult) -> Table:

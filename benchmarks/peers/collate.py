@@ -4,6 +4,7 @@ Vectorised as far as samples that come one by one allow, so that the peers are n
 The arrays are those of `data_pipeline/batching.py`.
 """
 
+# ruff: noqa: N815 (names end in the letters of their shape)
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
@@ -45,7 +46,7 @@ def iter_buffers(
 ) -> Iterator[Iterator[PeerBatch]]:
     """Yields the batches of one buffer after another.
 
-    The samples of a buffer are sorted by width, cut into batches whose longer side takes at most
+    The samples of a buffer are sorted by length, cut into batches whose longer side takes at most
     `tokens` positions, and the batches are shuffled. A coin chooses a sample's direction.
 
     Args:
@@ -72,7 +73,7 @@ def _batches(
     src_lengths = np.fromiter(map(len, src), np.int64, len(src))
     tgt_lengths = np.fromiter(map(len, tgt), np.int64, len(tgt))
     widths = np.maximum(src_lengths + 1, tgt_lengths)
-    order = np.argsort(-widths, kind="stable")
+    order = np.lexsort((-src_lengths, -tgt_lengths, -widths))
     groups = []
     first = 0
     while first < len(order):

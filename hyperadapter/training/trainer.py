@@ -237,7 +237,7 @@ class Trainer:
                     training.schedule, training.learning_rate, self.step + 1, training.max_steps
                 )
                 result = self.engine.train_step(
-                    [Batch.from_micro_batch(mb, self.world.device) for mb in batches.micro_batches],
+                    [Batch.from_micro_batch(mb, self.world.device) for mb in batches.padded()],
                     self._dropout_seeds(),
                     batches.target_tokens,
                     rate,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,58 @@ def test_shards_of_another_tokenizer_are_refused(built: DataConfig) -> None:
         require_current(other)
     shards.run(other)
     assert require_current(other) != before
+
+
+def test_shards_of_other_text_are_refused(built: DataConfig) -> None:
+    path = Path(built.folder) / "clean/valid/en-de.tsv"
+    path.write_text(path.read_text(encoding="utf-8") * 2, encoding="utf-8")
+    with pytest.raises(DataError, match=r"shards/valid was made .*data.shards \(en-de\) than"):
+        require_current(built)
+
+
+def elsewhere(config: DataConfig, tmp_path: Path, **data: Any) -> DataConfig:
+    """Moves the shards away and names them in the configuration."""
+    (Path(config.folder) / "shards").rename(tmp_path / "made-elsewhere")
+    values = {"shards_folder": str(tmp_path / "made-elsewhere"), "sources": ()} | data
+    return config.model_copy(update=values)
+
+
+def test_shards_made_elsewhere_need_no_text(built: DataConfig, tmp_path: Path) -> None:
+    before = require_current(built)
+    config = elsewhere(built, tmp_path)
+    shutil.rmtree(Path(config.folder) / "clean")
+    assert require_current(config) == before
+    assert require_current(changed(config, "shards", max_sentence_tokens=30)) == before
+
+
+def test_shards_made_elsewhere_with_the_pair_the_other_way(
+    built: DataConfig, tmp_path: Path
+) -> None:
+    assert require_current(elsewhere(built, tmp_path, pivot="de"))
+
+
+def test_shards_made_elsewhere_without_a_pair(built: DataConfig, tmp_path: Path) -> None:
+    config = elsewhere(built, tmp_path, languages=("en", "de", "cs", "fr"))
+    with pytest.raises(DataError, match=r"has no shards of en-cs, en-fr, which data.directions"):
+        require_current(config)
+
+
+def test_shards_made_elsewhere_with_another_tokenizer(built: DataConfig, tmp_path: Path) -> None:
+    config = elsewhere(built, tmp_path)
+    tokenizer.run(changed(built, "tokenizer", temperature=2.0))
+    with pytest.raises(DataError, match=r"made with the tokenizer \w+, but .*/tokenizer is \w+;"):
+        require_current(config)
+
+
+def test_shards_of_directions_left_out_do_no_harm(make_corpus: MakeCorpus) -> None:
+    config = make_corpus({"de": 60, "cs": 30})
+    tokenizer.run(config)
+    shards.run(config)
+    path = Path(config.folder) / "tokenizer"
+    fewer = changed(config, "tokenizer", folder=str(path)).model_copy(
+        update={"directions": ("en-de",)}
+    )
+    assert require_current(fewer) != require_current(config)
 
 
 def test_text_of_other_settings_is_refused(built: DataConfig, tmp_path: Path) -> None:

@@ -64,9 +64,7 @@ def test_every_order_is_equally_likely() -> None:
 def test_chunks_are_cut_anew(parts: list[int], size: int) -> None:
     values = list(range(sum(parts)))
     ends = np.cumsum(parts).tolist()
-    rows = [
-        make_rows(values[end - part : end]) for part, end in zip(parts, ends, strict=True)
-    ]
+    rows = [make_rows(values[end - part : end]) for part, end in zip(parts, ends, strict=True)]
     chunks = [numbers(chunk) for chunk in iter_chunks(iter(rows), size)]
     assert [number for chunk in chunks for number in chunk] == values
     assert all(len(chunk) == size for chunk in chunks[:-1])

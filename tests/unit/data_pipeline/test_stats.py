@@ -124,7 +124,7 @@ def test_lines_are_spread_over_a_large_file(
 
 
 def test_text_that_is_missing_or_damaged(make_corpus: Callable[..., DataConfig]) -> None:
-    config = make_corpus({"de": 3})
+    config = make_corpus({"de": 20})
     clean = Path(config.folder) / "clean"
     path = clean / "train/en-de.tsv"
     for text, message in (

@@ -100,7 +100,7 @@ def test_sketch_does_not_depend_on_the_parts(numbers: list[int], cut: int, size:
 
 
 def test_no_text(make_corpus: MakeCorpus) -> None:
-    config = make_corpus({"de": 1})
+    config = make_corpus({"de": 20})
     path = Path(config.folder) / "clean/train/en-de.tsv"
     path.write_text("", encoding="utf-8")
     with pytest.raises(DataError, match=r"the train split in \S+ holds no text; check the sources"):

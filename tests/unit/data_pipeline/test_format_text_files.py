@@ -1,0 +1,97 @@
+"""Lines of plain and compressed files, and files that are damaged."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.formats.text_files import BadLines, iter_lines, open_binary
+from hyperadapter.core.errors import DataError
+
+WHERE = "source 'toy'"
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".zst": zstandard.compress,
+}
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@settings(max_examples=20, deadline=None)
+@given(lines=st.lists(st.text(st.characters(exclude_categories=["Cs"])).map(str.split)))
+def test_lines_come_back_whatever_the_compression(
+    tmp_path_factory: pytest.TempPathFactory, suffix: str, lines: list[list[str]]
+) -> None:
+    texts = [" ".join(words) for words in lines]
+    path = tmp_path_factory.getbasetemp() / f"lines.txt{suffix}"
+    path.write_bytes(COMPRESS[suffix]("".join(f"{text}\n" for text in texts).encode()))
+    assert list(iter_lines(path, WHERE)) == texts
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_concatenated_files_are_read_to_the_end(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.txt{suffix}"
+    path.write_bytes(COMPRESS[suffix](b"one\r\n") + COMPRESS[suffix]("two\u2028x".encode()))
+    assert list(iter_lines(path, WHERE)) == ["one", "two\u2028x"]
+
+
+@pytest.mark.parametrize("cut", [-12, 12, 0])
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+def test_a_cut_or_false_archive_is_named(tmp_path: Path, suffix: str, cut: int) -> None:
+    path = tmp_path / f"a.tsv{suffix}"
+    whole = COMPRESS[suffix](b"".join(b"yes %d\tja %d\n" % (i, i) for i in range(2000)))
+    path.write_bytes(whole[:cut] if cut else b"yes\tja\n" * 10)
+    message = rf"a\.tsv{re.escape(suffix)} is not a whole {re.escape(suffix)} file .* copy it again"
+    with pytest.raises(DataError, match=message):
+        list(iter_lines(path, WHERE))
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_a_missing_file_is_named_with_its_source(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    with pytest.raises(DataError, match=r"source 'toy': the file .*a.* does not exist; correct"):
+        list(iter_lines(path, WHERE))
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_a_folder_is_no_file(tmp_path: Path, suffix: str) -> None:
+    folder = tmp_path / f"a{suffix}"
+    folder.mkdir()
+    with (
+        pytest.raises(DataError, match=r"source 'toy': .* cannot be read: Is a directory"),
+        open_binary(folder, WHERE),
+    ):
+        pass
+
+
+def test_bytes_that_are_no_utf_8_are_located(tmp_path: Path) -> None:
+    path = tmp_path / "latin1.tsv"
+    path.write_bytes(b"yes\tja\ngreen\tgr\xfcn\n")
+    with pytest.raises(DataError) as caught:
+        list(iter_lines(path, WHERE))
+    for words in ("latin1.tsv:2 is not UTF-8", "byte 0xfc at position 8", "iconv"):
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("num_bad", [1, 2])
+def test_one_bad_line_in_a_hundred_is_allowed(num_bad: int) -> None:
+    bad = BadLines(WHERE, "are bad", "Correct them")
+    for number in range(num_bad):
+        bad.add(number + 1, f"a:{number + 1}")
+    if num_bad == 1:
+        bad.check(100)
+        return
+    with pytest.raises(DataError) as caught:
+        bad.check(100)
+    assert str(caught.value) == (
+        "source 'toy': 2 of 100 lines are bad; the first, a:1. Correct them"
+    )
