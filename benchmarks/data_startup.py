@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -82,7 +83,18 @@ def _write(folder: Path, directions: int, sentences: int) -> Path:
     return folder
 
 
+def _drop_from_page_cache(folder: Path) -> None:
+    """Makes the next reader wait for the disk, as after a change of node."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as stream:
+                os.fsync(stream.fileno())  # only clean pages can be dropped
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def _run_worker(arguments: argparse.Namespace, directions: int, step: int) -> dict[str, Any]:
+    if arguments.cold:
+        _drop_from_page_cache(arguments.folder / f"{directions:04d}")
     words: list[object] = [
         "--worker", "--folder", arguments.folder, "--directions", directions, "--step", step,
         "--steps", arguments.steps, "--tokens", arguments.tokens,
@@ -100,7 +112,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     for directions in arguments.counts:
         _write(arguments.folder, directions, arguments.sentences)
         # Once for nothing: the files come into the page cache, where a restarted job finds them.
-        _run_worker(arguments, directions, 0)
+        _run_worker(arguments, directions, arguments.step)
         starts, resumes = [], []
         for _ in range(arguments.rounds):
             starts.append(_run_worker(arguments, directions, 0))
@@ -121,7 +133,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     settings = {
         name: getattr(arguments, name)
         for name in (
-            "sentences", "tokens", "micro_batches", "world_size", "step", "steps", "rounds"
+            "sentences", "tokens", "micro_batches", "world_size", "step", "steps", "rounds", "cold"
         )
     }  # fmt: skip
     return {
@@ -161,7 +173,9 @@ def _table(report: dict[str, Any]) -> str:
     lines = [
         f"{settings['sentences']:,} sentence pairs a language pair, {settings['micro_batches']} "
         f"micro-batches of {settings['tokens']} positions a step over {settings['world_size']} "
-        f"ranks; one core of {machine['cpu']}, load {machine['load_1_min']:.1f} at the end; "
+        f"ranks; page cache {'cold' if settings['cold'] else 'warm'}; one core of "
+        f"{machine['cpu']}, "
+        f"load {machine['load_1_min']:.1f} at the end; "
         f"median of {settings['rounds']} rounds (memory: most)",
         "",
         f"| directions | start s | resume at {settings['step']:,} s "
@@ -201,6 +215,7 @@ def main() -> None:
     parser.add_argument("--step", type=int, default=1_000_000, help="to resume at")
     parser.add_argument("--steps", type=int, default=200, help="taken before memory is read")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cold", action="store_true", help="drop shards from the page cache first")
     parser.add_argument("--core", type=int, help="to run on (default: the last one)")
     parser.add_argument("--plot", type=Path, help="PNG (default: FOLDER/data_startup.png)")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from benchmarks.measure import Batch, measure_batches, memory_mb, pin, print_result
 from benchmarks.synthetic_shards import build_config
 from benchmarks.synthetic_text import PAD_ID, FlatCorpus
-from data_pipeline.batching import BatchLayout, Ragged, build_micro_batch
+from data_pipeline.batching import BatchLayout, MicroBatch, Ragged, build_micro_batch
 from data_pipeline.config import DataConfig, StreamConfig, TemperatureMixing
 from data_pipeline.manifest import read_manifest
 from data_pipeline.stream import TrainStream
@@ -60,7 +60,14 @@ class ViewBatch(NamedTuple):
 def iter_stream(stream: TrainStream) -> Units:
     """Yields the batches of one chunk of steps after another."""
     for chunk in count():
-        yield (b for k in stream.plan.steps_of(chunk) for b in stream.step(k).micro_batches)
+        yield _iter_chunk(stream, chunk)
+
+
+def _iter_chunk(stream: TrainStream, chunk: int) -> Iterator[MicroBatch]:
+    for step in stream.plan.steps_of(chunk):
+        for batch in stream.step(step).micro_batches:
+            assert isinstance(batch, MicroBatch)
+            yield batch
 
 
 def plan_orders(stream: TrainStream, corpus: FlatCorpus, config: DataConfig) -> list[list[Order]]:

@@ -106,7 +106,7 @@ class FlatCorpus:
 
     Attributes:
         spec: What it was made from.
-        tokens: A memory map of both sides of all language pairs, `[total]`.
+        tokens: Memory-mapped tokens of both sides of all language pairs, `[total]`.
         pair: Language pair of each sentence pair, `[sentences]`, ascending.
         starts: Where side a and b of each sentence pair begin in `tokens`, `[2, sentences]`.
         lengths: Their tokens, end mark included, `[2, sentences]`.
@@ -116,7 +116,8 @@ class FlatCorpus:
         """Opens what `write` wrote."""
         spec = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
         self.spec = CorpusSpec(**spec)
-        self.tokens = np.memmap(folder / "tokens.u16", np.uint16, "r")
+        # A plain array over the map: slicing an np.memmap takes several times as long.
+        self.tokens = np.asarray(np.memmap(folder / "tokens.u16", np.uint16, "r"))
         self.pair = np.load(folder / "pair.npy")
         self.starts = np.load(folder / "starts.npy")
         self.lengths = np.load(folder / "lengths.npy")

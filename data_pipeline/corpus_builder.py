@@ -189,7 +189,8 @@ class CorpusBuilder:
             split_path(self.folder, s, p) for s in SPLITS for p in language_pairs(self.config)
         }
         for path in self.folder.rglob("*"):
-            if path.is_file() and path.parent != self.folder and path not in wanted:
+            is_ours = path.parent != self.folder or path.suffix == ".part"  # of a killed process
+            if path.is_file() and is_ours and path not in wanted:
                 path.unlink()
 
 

@@ -73,12 +73,17 @@ class LeakIndex:
         return {text: sorted(sentences) for text, sentences in found.items() if sentences}
 
 
-@lru_cache(maxsize=64)
 def load_leak_index(test: LeakTest) -> LeakIndex:
-    """Reads a test set, once a process.
+    """Reads a test set, once a process while the file stays the same.
 
     Raises:
         DataError: The file is missing or not UTF-8.
     """
+    path = Path(test.path)
+    return _load(test, path.stat().st_mtime_ns if path.exists() else 0)
+
+
+@lru_cache(maxsize=64)
+def _load(test: LeakTest, mtime_ns: int) -> LeakIndex:
     lines = iter_lines(Path(test.path), f"data.split.leak_tests, {test.name!r}")
     return LeakIndex([line for line in lines if line.strip()], test.language)

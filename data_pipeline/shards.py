@@ -72,7 +72,7 @@ Sample = dict[str, NDArray[Any] | bytes]  # a block, by name of the member witho
 _FORMAT = 2
 _ENCODE_SENTENCES = 20_000
 # Text of a bucket. Few languages have more than a token for two bytes, so tokens take no more.
-_BUCKET_BYTES = 64_000_000
+_BUCKET_BYTES = 32_000_000
 # Less text than this is written before processes, which load torch, have started.
 _SMALL_BYTES = 20_000_000
 _RECORDS, _SCRATCH = "records", "scratch"  # only while the shards are made

@@ -18,7 +18,8 @@ from data_pipeline.batching import Ragged
 __all__ = ["BucketShuffle", "Rows", "concatenate", "iter_chunks", "select"]
 
 Rows: TypeAlias = dict[str, Ragged]  # columns with equally many rows
-_BUFFER_BYTES = 64_000_000
+# Indices of rows take several times as much for a moment.
+_BUFFER_BYTES = 16_000_000
 
 
 def select(rows: Rows, index: NDArray[Any] | slice) -> Rows:

@@ -49,7 +49,7 @@ def prepare(corpus: FlatCorpus, folder: Path) -> None:
 
 def iter_samples(corpus: FlatCorpus, folder: Path, mixing: float, seed: int) -> Iterator[Sample]:
     """Yields sentence pairs in random order, without end."""
-    from datasets import load_dataset
+    from datasets import load_dataset  # type: ignore[import-not-found]  # peers' venv
 
     shares = temperature(np.bincount(corpus.pair), mixing)
     parts = [

@@ -28,9 +28,10 @@ def _load_torchvision() -> Any:
     import torch
 
     try:
-        import torchvision  # noqa: F401
+        import torchvision  # type: ignore[import-not-found]  # noqa: F401 (peers' venv)
     except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
+        torch_library: Any = torch.library
+        library = torch_library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         return library
@@ -40,12 +41,12 @@ def _load_torchvision() -> Any:
 def prepare(corpus: FlatCorpus, folder: Path) -> None:
     """Writes one MDS folder per language pair."""
     library = _load_torchvision()  # noqa: F841
-    from streaming import MDSWriter
+    from streaming import MDSWriter  # type: ignore[import-not-found]  # peers' venv
 
     for pair in range(corpus.spec.pairs):
         with MDSWriter(out=str(folder / f"{pair:03d}"), columns=_COLUMNS) as writer:
             for row in np.flatnonzero(corpus.pair == pair):
-                a, b = corpus.sides(row)
+                a, b = corpus.sides(int(row))
                 writer.write({"pair": pair, "a": np.array(a), "b": np.array(b)})
 
 
@@ -53,7 +54,9 @@ def iter_samples(corpus: FlatCorpus, folder: Path, mixing: float, seed: int) -> 
     """Yields sentence pairs in the order that mosaicml-streaming chooses, without end."""
     library = _load_torchvision()  # noqa: F841
     from streaming import Stream, StreamingDataset
-    from streaming.base.util import clean_stale_shared_memory
+    from streaming.base.util import (  # type: ignore[import-not-found]  # peers' venv
+        clean_stale_shared_memory,
+    )
 
     clean_stale_shared_memory()
     shares = temperature(np.bincount(corpus.pair), mixing)

@@ -29,7 +29,7 @@ def prepare(corpus: FlatCorpus, folder: Path) -> None:
         for shard, first in enumerate(range(0, len(rows), _SHARD_SENTENCES)):
             with wds.TarWriter(str(folder / f"{pair:03d}-{shard:04d}.tar")) as tar:
                 for row in rows[first : first + _SHARD_SENTENCES]:
-                    a, b = corpus.sides(row)
+                    a, b = corpus.sides(int(row))
                     value = {"pair": pair, "a": a.tobytes(), "b": b.tobytes()}
                     tar.write({"__key__": f"{row:09d}", "mp": value})
 

@@ -27,7 +27,8 @@ _PAGE = re.compile(r"^(?P<app>.*/help)/(?P<code>[^/]+)/(?P<page>.+\.(?:page|xml)
 _ENGLISH_CODE = "C"
 _TEXTS = {"p", "title", "subtitle", "desc", "td"}
 _NO_TEXT = {"credit", "comment"}  # people, and remarks that no reader sees
-_EMPTY_LINK = "\0"  # a link without text shows the title of its target, which is not here
+# A link without text shows the title of its target; an entity is defined elsewhere.
+_ELSEWHERE = "\0"
 # What a reader sees between the parts of a menu path and of a key combination.
 _SEPARATORS = {"guiseq": " ▸ ", "keyseq": "+"}
 
@@ -81,8 +82,8 @@ def _align(english: Any, other: Any, skipped: Counter[str]) -> Iterator[tuple[st
     """Yields the texts of two elements with the same tag."""
     if _is_text(english) and _is_text(other):
         source, target = (" ".join("".join(_texts(e)).split()) for e in (english, other))
-        if _EMPTY_LINK in source + target:
-            skipped["link without text"] += 1
+        if _ELSEWHERE in source + target:
+            skipped["text stands elsewhere"] += 1
         elif source and target:
             yield source, target
         elif source or target:
@@ -125,8 +126,9 @@ def _is_text(element: Any) -> bool:
 
 def _texts(element: Any) -> Iterator[str]:
     name = _name(element)
-    if name == "link" and not len(element) and not (element.text or "").strip():
-        yield _EMPTY_LINK
+    if not name or (name == "link" and not len(element) and not (element.text or "").strip()):
+        yield _ELSEWHERE
+        return
     if separator := _SEPARATORS.get(name):
         yield separator.join("".join(_texts(child)).strip() for child in element)
         return

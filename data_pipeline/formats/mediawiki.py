@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 _MESSAGES = re.compile(r"/i18n/(?:[^/]+/)*(?P<code>[^/]+)\.json$")
 _NO_LANGUAGE = {"qqq"}  # notes for translators
 _LINK = re.compile(r"\[\[:?(?:[^\[\]|]*\|)?([^\[\]|]*)\]\]")
-_URL_LINK = re.compile(r"\[(?:(?:https?:|mailto:)?//?|mailto:|\$\d+ )[^\s\[\]]*\s*([^\[\]]*)\]")
+_URL_LINK = re.compile(r"\[(?:(?:(?:https?:)?//|mailto:)[^\s\[\]]*\s*|\$\d+\s+)([^\[\]]*)\]")
 _CALL = re.compile(r"\{\{\s*(PLURAL|GENDER)\s*:([^{}]*)\}\}", re.IGNORECASE)
 _EXPLICIT_FORM = re.compile(r"\d+=")
 _QUOTES = re.compile(r"'{2,5}")
@@ -87,14 +87,12 @@ def _read_messages(container: Container, name: str, skipped: Counter[str]) -> di
 
 def _plain_text(text: str) -> str | None:
     """Returns a message without wikitext, or None if something in braces is left."""
-    text = _LINK.sub(r"\1", text)
-    while True:  # calls can stand in each other: the innermost first
-        text, count = _CALL.subn(_chosen_form, text)
-        if not count:
-            break
+    count = 1
+    while count:  # links and calls stand in each other, and both have bars: the innermost first
+        text, count = _CALL.subn(_chosen_form, _LINK.sub(r"\1", text))
     if "{{" in text or "}}" in text:
         return None
-    text = _URL_LINK.sub(r"\1", _LINK.sub(r"\1", text))
+    text = _URL_LINK.sub(r"\1", text)
     text = _HEADING_OR_LIST.sub(lambda match: match[2] or match[3] or "", text)
     return _QUOTES.sub("", text).strip()
 

@@ -44,7 +44,8 @@ def iter_rows(source: ParquetSource, skipped: Counter[str]) -> Iterator[tuple[st
             raise DataError(f"{where}: the file {path} does not exist; correct the path") from error
         except (OSError, pa.ArrowException) as error:
             raise DataError(
-                f"{where}: {path} is not a whole Parquet file ({error}); copy it again"
+                f"{where}: {path} is not a whole Parquet file ({' '.join(str(error).split())}); "
+                "copy it again"
             ) from error
 
 
@@ -55,8 +56,9 @@ def _require_columns(
     import pyarrow.types as types
 
     leaves = dict(_leaves(schema))
-    for name in (*fields, *source.min_scores):
-        wanted = "text" if name in fields else "numbers"
+    wanted_types = [(name, "text") for name in fields]
+    wanted_types += [(name, "numbers") for name in source.min_scores]
+    for name, wanted in wanted_types:
         kind = leaves.get(name)
         if kind is None:
             raise DataError(
@@ -65,7 +67,7 @@ def _require_columns(
             )
         is_text = types.is_string(kind) or types.is_large_string(kind)
         is_number = types.is_floating(kind) or types.is_integer(kind)
-        if not (is_text if name in fields else is_number):
+        if not (is_text if wanted == "text" else is_number):
             raise DataError(
                 f"source {source.name!r}: the column {name!r} of {path} must hold {wanted}, but "
                 f"has the type {kind}. Correct `fields` or `min_scores`"

@@ -97,7 +97,7 @@ BREACHES = {
     "cluster/with_torch.py": "from torch import nn",
     "data_pipeline/pieces.py": "import sentencepiece",
     "data_pipeline/tars.py": "import webdataset",
-    "data_pipeline/workers.py": "import multiprocessing",
+    "data_pipeline/crowd.py": "import multiprocessing",
 }
 
 
@@ -124,7 +124,7 @@ def import_report(planted: Path) -> str:
         "cluster.with_torch -> torch",
         "data_pipeline.pieces -> sentencepiece",
         "data_pipeline.tars -> webdataset",
-        "data_pipeline.workers -> multiprocessing",
+        "data_pipeline.crowd -> multiprocessing",
     ],
 )
 def test_import_linter_bites(import_report: str, breach: str) -> None:
@@ -151,7 +151,7 @@ def test_import_linter_bites_nothing_but_the_planted(import_report: str) -> None
         ("hyperadapter/tracking_2.py", "Only hyperadapter/tracking.py talks to MLflow"),
         ("data_pipeline/pieces.py", "Only data_pipeline/tokenizer.py talks to SentencePiece"),
         ("data_pipeline/tars.py", "Only data_pipeline/{shards,stream}.py talk to WebDataset"),
-        ("data_pipeline/workers.py", "`multiprocessing` is banned"),
+        ("data_pipeline/crowd.py", "`multiprocessing` is banned"),
         ("hyperadapter/model/unsorted.py", "RUF022"),
         ("hyperadapter/model/untrue.py", "Undefined name `nothing` in `__all__`"),
     ],

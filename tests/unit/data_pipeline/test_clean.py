@@ -149,7 +149,9 @@ def test_what_is_kept_and_why_the_rest_is_not(a: str, b: str, lang: str, why: Re
 def test_limits_come_from_the_configuration() -> None:
     long = "Please enter a valid address here", "Bitte geben Sie eine gültige Adresse ein"
     assert reason(*long) is None
-    assert reason(*long, max_chars=39) == Reason.TOO_LONG
+    assert reason(*long, max_chars=(33, 40)) is None
+    assert reason(*long, max_chars=(32, 40)) == Reason.TOO_LONG
+    assert reason(*long, max_chars=(33, 39)) == Reason.TOO_LONG
     assert reason(*long, min_words=6) is None
     assert reason(*long, min_words=7) == Reason.TOO_SHORT
     assert reason(*long, length_ratio=(0.4, 1.1)) == Reason.LENGTH_RATIO
@@ -157,6 +159,30 @@ def test_limits_come_from_the_configuration() -> None:
     assert reason("half 1234", "halb 1234", min_letters=0.6) == Reason.FEW_LETTERS
     assert reason("Save it now", "Save it jetzt", max_english_copy=0.7) is None
     assert reason("Save it now", "Save it jetzt", max_english_copy=0.6) == Reason.ENGLISH_COPY
+
+
+@pytest.mark.parametrize(
+    ("pair", "lengths", "kept"),
+    [
+        (("en", "de"), (10, 20), True),
+        (("en", "de"), (11, 20), False),
+        (("en", "de"), (10, 21), False),
+        (("de", "en"), (20, 10), True),
+        (("de", "en"), (20, 11), False),
+        (("de", "fr"), (20, 20), True),
+        (("de", "fr"), (20, 21), False),
+    ],
+)
+def test_only_the_pivot_has_the_first_limit_of_characters(
+    pair: tuple[str, str], lengths: tuple[int, int], kept: bool
+) -> None:
+    cleaner = PairCleaner(pair, CleanConfig(max_chars=(10, 20)), pivot="en")
+    rows = list(cleaner.clean("a" * lengths[0], "b" * lengths[1]))
+    assert bool(rows) == kept
+
+
+def test_text_that_no_file_can_hold_loses_those_characters() -> None:
+    assert clean("Save \ud83dfile", "Datei\udc00 sichern") == [("Save file", "Datei sichern")]
 
 
 def test_paragraphs_are_paired_when_both_sides_have_as_many() -> None:
@@ -183,6 +209,14 @@ def test_each_language_has_a_script_that_cleaning_knows() -> None:
         assert reason("Go to the page", "Ωω", code) in (
             None if script_of(code) == "Grek" else Reason.WRONG_SCRIPT,
         )
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_the_counts_add_up(a: str, b: str) -> None:
+    cleaner = PairCleaner(("en", "de"), CleanConfig())
+    num_kept = len(list(cleaner.clean(a, b)))
+    assert num_kept + cleaner.dropped.total() >= 1
+    assert set(cleaner.dropped) <= {reason.value for reason in Reason}
 
 
 @given(st.text(max_size=40), st.text(max_size=40))

@@ -48,6 +48,40 @@ MOSES: dict[str, Any] = {
             "there are only those to and from the pivot 'en'; list de-fr or fr-de in directions",
         ),
         ({"directions": ["en-fr"]}, "direction 'en-fr': 'fr' is not among the languages"),
+        ({"directions": ["en-*", "en-de"]}, "directions given twice: en-de"),
+        ({"directions": ["xx-*"]}, "unknown language code 'xx'"),
+        ({"sources": []}, "sources is empty; list at least one corpus, or set shards_folder"),
+        (
+            {"sources": [{"format": "gettext", "name": "c"}]},
+            "source 'c' needs exactly one of wheel, debs, apt_translations and paths, but has none",
+        ),
+        (
+            {"sources": [{"format": "gettext", "name": "c", "debs": ["a"], "paths": ["b"]}]},
+            "but has debs, paths",
+        ),
+        (
+            {"sources": [{"format": "gettext", "name": "c", "apt_translations": True}]},
+            "source 'c': apt_translations has the format ddtp only",
+        ),
+        (
+            {"stream": {"mixing": {"kind": "explicit", "weights": {"en-nl": 1}}}},
+            "stream weights name en-nl, which is no direction here (de-en, en-de)",
+        ),
+        (
+            {"stream": {"mixing": {"kind": "explicit", "weights": {"en-de": 0}}}},
+            "stream weights must not be negative nor all 0",
+        ),
+        (
+            {
+                "stream": {
+                    "phases": [
+                        {"from_step": step, "mixing": {"kind": "uniform"}} for step in (20, 10)
+                    ]
+                }
+            },
+            "phases start at the steps [20, 10], which must ascend",
+        ),
+        ({"stream": {"mixing": {"kind": "unimax"}}}, "stream.mixing.unimax.max_passes"),
     ],
 )
 def test_a_mistake_is_named(
@@ -70,4 +104,20 @@ def test_the_quickstart_recipe_is_valid(repository: Path) -> None:
     config = load_config(DataConfig, repository / "configs" / "data" / "quickstart.yaml")
     assert config.pivot == "en"
     assert len(config.resolved_directions()) == 2 * (len(config.languages) - 1)
-    assert {source.format for source in config.sources} == {"gettext_wheel"}
+    assert {source.format for source in config.sources} == {"gettext"}
+
+
+def test_a_star_stands_for_all_other_languages(make_config: Callable[..., DataConfig]) -> None:
+    config = make_config(Path("x"), ("en", "de", "fr"), directions=["de-fr", "en-*", "*-en"])
+    assert [str(direction) for direction in config.resolved_directions()] == [
+        "de-fr", "en-de", "en-fr", "de-en", "fr-en",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["slim", "study"])
+def test_the_debian_recipes_are_valid(repository: Path, name: str) -> None:
+    config = load_config(DataConfig, repository / "configs" / "data" / f"{name}.yaml")
+    assert len(config.resolved_directions()) >= 100
+    assert {source.format for source in config.sources} >= {
+        "gettext", "mediawiki", "libreoffice_help", "mallard", "ddtp"
+    } - ({"gettext"} if name == "slim" else set())  # fmt: skip
