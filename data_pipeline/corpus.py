@@ -112,7 +112,7 @@ def build_clean_corpus(config: DataConfig) -> CleanManifest:
                 "-".join(pair): _without(record.sources, held_out[pair])
                 for pair, record in wanted.items()
             },
-            leak_tests=_leak_counts(config, list(wanted.values())),
+            leak_tests=_leak_counts(config, list(records.values())),
             unknown_languages=_unknown_languages(config),
         )
         builder.remove_others()

@@ -34,7 +34,7 @@ from data_pipeline.manifest import (
     member_file,
     read_manifest,
 )
-from data_pipeline.remote import ShardCache, default_cache_folder
+from data_pipeline.remote import REMOTE_REMEDY, ShardCache, default_cache_folder
 from hyperadapter.core.errors import DataError, FetchError, LostBlockError
 
 __all__ = ["PairBlocks", "ShardReader", "UnreadableError", "as_array", "read_member"]
@@ -266,7 +266,9 @@ class ShardReader:
                 path = self._local(location, place.shard)
                 return decode(read_member(path, offset, size, crc32))
             except FetchError as error:  # which has tried several times
-                reason = str(error).removeprefix(location).strip()
+                reason = (
+                    str(error).removeprefix(location).removesuffix(f"; {REMOTE_REMEDY}").strip()
+                )
                 self.damaged_shards[location] = reason
                 raise self._lost(place, reason) from error
             except (OSError, ValueError, UnreadableError) as error:
@@ -286,7 +288,9 @@ class ShardReader:
         return str(self._cache.path(shard))
 
     def _lost(self, place: _Place, reason: str) -> LostBlockError:
-        return LostBlockError(place.number, locate(self._folder, place.shard.file), reason, REMEDY)
+        location = locate(self._folder, place.shard.file)
+        remedy = REMOTE_REMEDY if is_url(location) else REMEDY
+        return LostBlockError(place.number, location, reason, remedy)
 
     def _check_files(self, shards: list[ShardEntry]) -> None:
         for shard in shards:

@@ -23,10 +23,18 @@ from data_pipeline.manifest import ShardEntry
 from hyperadapter.core.errors import FetchError
 from hyperadapter.core.files import sha256_file, translate_disk_full
 
-__all__ = ["Patience", "ShardCache", "default_cache_folder", "download", "fetch_bytes"]
+__all__ = [
+    "REMOTE_REMEDY",
+    "Patience",
+    "ShardCache",
+    "default_cache_folder",
+    "download",
+    "fetch_bytes",
+]
 
 log = logging.getLogger(__name__)
 
+REMOTE_REMEDY = "see that the address is right and the server is up, and run the same command again"
 _CHUNK_BYTES = 1 << 20
 _CHUNKS_AHEAD = 4
 _POLL_S = 0.1
@@ -201,10 +209,7 @@ def _persist(
         except _RemoteError as error:
             failures = failures + 1 if progress() - before < _PROGRESS_BYTES else 0
             if error.final or failures >= patience.tries:
-                raise FetchError(
-                    f"{url} cannot be downloaded: {error}; see that the address is right and the "
-                    "server is up, and run the same command again"
-                ) from error
+                raise FetchError(f"{url} cannot be downloaded: {error}; {REMOTE_REMEDY}") from error
             log.warning("%s: %s; trying again", url, error)
             time.sleep(min(patience.pause_s * 2.0 ** max(failures - 1, 0), patience.stall_s))
         else:

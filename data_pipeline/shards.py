@@ -300,9 +300,12 @@ def _files(entry: PairEntry) -> tuple[ShardEntry, ...]:
 
 
 def _is_whole(folder: Path, entry: PairEntry) -> bool:
-    """Says whether all files of a pair lie in a folder and have their sizes."""
+    """Says whether all files of a pair lie in a folder and have their sizes.
+
+    The files of a merged manifest lie elsewhere and belong to others: never link or remove them.
+    """
     for file in _files(entry):
-        if is_url(file.file) or Path(file.file).is_absolute():
+        if is_url(file.file) or Path(file.file).is_absolute() or ".." in Path(file.file).parts:
             return False
         path = folder / file.file
         if not path.is_file() or path.stat().st_size != file.num_bytes:

@@ -290,7 +290,7 @@ from data_pipeline.corpus import build_clean_corpus
 from hyperadapter.core.schema import load_config
 if __name__ == "__main__":
     config = load_config(DataConfig, Path(sys.argv[1]))
-    pair_corpus._BUCKET_BYTES, spill._RUN_BYTES = 500_000, 500_000
+    pair_corpus._BUCKET_BYTES, spill._RUN_BYTES = 300_000, 300_000
     build_clean_corpus(config)
     print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 """
@@ -317,8 +317,8 @@ def write_long_tsv(folder: Path, name: str, num_pairs: int) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_text(tmp_path: Path, make_config: MakeConfig) -> None:
-    peak_kb = []
-    for num_pairs in (20_000, 160_000):
+    peak_kb: list[int] = []
+    for num_pairs in (10_000, 80_000):
         folder = tmp_path / str(num_pairs)
         folder.mkdir()
         source = write_long_tsv(folder, "long-de", num_pairs)
@@ -328,7 +328,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path, make_config: MakeCon
         )
         output, _ = start_build(folder, config).communicate(timeout=300)
         peak_kb.append(int(output))
-    assert peak_kb[1] < peak_kb[0] + 10_000  # the text alone has 10,000 kB more
+    assert peak_kb[1] < peak_kb[0] + 10_000  # with all text in memory, 40,000 more
 
 
 @pytest.mark.slow
@@ -342,12 +342,12 @@ def test_a_killed_build_goes_on(tmp_path: Path, make_config: MakeConfig) -> None
         time.sleep(0.01)
     killed.kill()
     killed.communicate()
-    spills = {path: path.stat().st_mtime_ns for path in part.glob("work/*/*.spill")}
-    assert spills
+    assert list(part.glob("work/*/*.spill"))
     assert read_manifest(clean_folder(config)) is None
-    assert start_build(tmp_path, config).wait(timeout=300) == 0
     whole = config.model_copy(update={"folder": str(tmp_path / "whole")})
-    assert start_build(tmp_path, whole).wait(timeout=300) == 0
+    for restarted in (config, whole):
+        output, _ = start_build(tmp_path, restarted).communicate(timeout=300)
+        assert output
     assert files_of(config) == files_of(whole)
 
 

@@ -18,6 +18,7 @@ from data_pipeline.bitext import read_split
 from data_pipeline.config import DataConfig, ShardConfig
 from data_pipeline.manifest import ShardManifest, Side
 from data_pipeline.reader import ShardReader
+from data_pipeline.shard_tools import merge, verify
 from data_pipeline.shuffle import BucketShuffle
 from data_pipeline.tokenizer import EOS_ID, Tokenizer
 from hyperadapter.core.errors import DataError
@@ -253,6 +254,19 @@ def test_a_file_that_was_deleted_is_made_again(
     shards.run(config)
     assert encoded_pairs == ["train/en-de"]
     assert files_of(config) == before
+
+
+def test_files_of_a_merged_manifest_are_left_alone(make_corpus: MakeCorpus, tmp_path: Path) -> None:
+    config = make_corpus({"de": 60, "cs": 30})
+    tokenizer.run(config)
+    shards.run(config)
+    before = files_of(config)
+    folder = Path(config.folder) / "shards"
+    folder.rename(tmp_path / "theirs")
+    merge([str(tmp_path / "theirs")], folder)
+    shards.run(config)
+    assert files_of(config) == before
+    assert verify(tmp_path / "theirs", workers=1).bad == ()
 
 
 def test_shards_of_an_older_format_are_made_anew(make_corpus: MakeCorpus) -> None:
