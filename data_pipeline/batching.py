@@ -75,8 +75,9 @@ class Ragged:
         """Returns the tokens of all rows, one row after another, `[sum of lengths]`."""
         ends = np.cumsum(self.lengths)
         total = int(ends[-1]) if len(ends) else 0
-        shift = np.repeat(self.starts - (ends - self.lengths), self.lengths)
-        return self.tokens[shift + np.arange(total)]
+        index = np.repeat(self.starts - (ends - self.lengths), self.lengths)
+        index += np.arange(total)
+        return self.tokens.take(index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,10 +200,14 @@ def _pad(rows: Ragged, opening_B: Ints | None) -> Ints:
     """Lays rows under each other, padded to the longest; `opening_B` becomes the first column."""
     extra = 0 if opening_B is None else 1
     width = int(rows.lengths.max(initial=0))
-    padded = np.full((len(rows), width + extra), PAD_ID, np.int64)
+    padded = np.empty((len(rows), width + extra), np.int64)
     if opening_B is not None:
         padded[:, 0] = opening_B
-    padded[:, extra:][np.arange(width) < rows.lengths[:, None]] = rows.flat()
+    if width:
+        # Reads over the end of short rows, and then blanks what it got there.
+        columns = np.arange(width)
+        padded[:, extra:] = rows.tokens.take(rows.starts[:, None] + columns, mode="clip")
+        padded[:, extra:][columns >= rows.lengths[:, None]] = PAD_ID
     return padded
 
 
@@ -213,7 +218,8 @@ def _build_source(layout: BatchLayout, direction_B: Ints, src: Ragged) -> tuple[
 
 def _group(layout: BatchLayout, direction_B: Ints) -> dict[str, Ints]:
     assert np.all(direction_B[1:] >= direction_B[:-1]), "rows must be sorted by direction"
-    direction_P, sentences_P = np.unique(direction_B, return_counts=True)
+    lasts = np.append(np.flatnonzero(direction_B[1:] != direction_B[:-1]), len(direction_B) - 1)
+    direction_P, sentences_P = direction_B[lasts], np.diff(np.append(-1, lasts))
     return {
         "direction_P": direction_P,
         "src_language_P": layout.src_language_D[direction_P],

@@ -9,7 +9,7 @@ All files are in the order of a salted hash of side a (`split.order_of`); no fil
 many processes made it.
 
 Text of any size goes through. A process that cleans holds 16 MB of rows before it spills them. One
-that deduplicates holds one group of buckets: 64 MB of clean text, about six times as much in
+that deduplicates holds one group of buckets: 64 MB of clean text, which take 150 to 400 MB in
 Python, or 1/4096 of a language pair's text if that is more (from 260 GB on). The search for
 near-duplicates takes 9 bytes for each different n-gram of held-out text, shared by all processes.
 On disk, spills take as much room as the clean text before deduplication.
@@ -69,6 +69,8 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+_TOLD_CODES = 10
 
 
 def clean_folder(config: DataConfig) -> Path:
@@ -148,13 +150,15 @@ def _unknown_languages(config: DataConfig) -> dict[str, dict[str, int]]:
         if not isinstance(source, CatalogSource):
             continue
         unknown = catalog_languages(source, roots_of(source, config)).unknown
+        more = len(unknown) - _TOLD_CODES
         if unknown:
             log.warning(
                 "source %s: %d files have language codes that are not in the table of languages "
-                "and are not read: %s",
+                "and are not read: %s%s",
                 source.name,
                 sum(unknown.values()),
-                ", ".join(unknown),
+                ", ".join(list(unknown)[:_TOLD_CODES]),
+                f" and {more} more, see clean/{MANIFEST}" if more > 0 else "",
             )
             result[source.name] = unknown
     return result

@@ -14,7 +14,8 @@ import time
 import zlib
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -158,6 +159,26 @@ class ShardReader:
         lengths = self.lengths(block, side)
         tokens = self._keep(block, f"{side}_tokens", self._read_tokens)
         return Ragged.from_lengths(tokens, lengths)
+
+    def will_need(self, wanted: Iterable[tuple[int, Side]]) -> None:
+        """Asks the system to read tokens ahead, all at once rather than one after the other.
+
+        The first step of a run needs a window of every direction: on a cold disk this is the
+        difference between its latency, hundreds of times, and its speed.
+        """
+        ranges: dict[str, list[tuple[int, int]]] = {}
+        for block, side in wanted:
+            name = f"{side}_tokens"
+            place = self._place(block)
+            if (block, name) not in self._kept and not is_url(place.shard.file):
+                columns = place.pair.blocks.members[name]
+                where = int(columns.offset[place.row]), int(columns.size[place.row])
+                ranges.setdefault(locate(self._folder, place.shard.file), []).append(where)
+        for path, places in ranges.items():
+            with suppress(OSError), open(path, "rb", buffering=0) as stream:
+                for offset, size in places:
+                    length = HEADER_BYTES + size
+                    os.posix_fadvise(stream.fileno(), offset, length, os.POSIX_FADV_WILLNEED)
 
     def texts(self, block: int, side: Side) -> list[str]:
         """Returns the text of each sentence of a block, where `data.shards.keep_text` was set.

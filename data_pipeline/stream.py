@@ -195,6 +195,8 @@ class _Source:
             LostBlocksError: Blocks cannot be read; all of them are named.
         """
         from_b = np.array([side == "b" for side in self._src_side])[refs.directions]
+        blocks = np.unique(refs.blocks).tolist()
+        self.reader.will_need((block, side) for block in blocks for side in _OTHER)
         lost: dict[int, str] = {}
         src, tgt = self._gather(refs, from_b, lost), self._gather(refs, ~from_b, lost)
         if lost:

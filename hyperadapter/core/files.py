@@ -119,10 +119,10 @@ def resumable_directory(path: Path, fingerprint: str) -> Iterator[Path]:
         write_text(mark, fingerprint)
         yield part
         _flush_files(part)
-        mark.unlink()
         if path.exists():
             shutil.rmtree(path)
         os.replace(part, path)
+        (path / _FINGERPRINT).unlink()  # only now: a kill before would throw the work away
 
 
 def _flush_files(folder: Path) -> None:

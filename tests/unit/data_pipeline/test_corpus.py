@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline import corpus_builder, near_duplicates, pair_corpus
-from data_pipeline.bitext import SPLITS, iter_pairs, read_split
+from data_pipeline.bitext import SPLITS, SentencePair, iter_pairs, read_split
 from data_pipeline.clean_manifest import CleanManifest, read_manifest
 from data_pipeline.config import DataConfig, LeakTest, SplitConfig
 from data_pipeline.corpus import build_clean_corpus, clean_folder
 from data_pipeline.corpus_inputs import RULES_VERSION
-from data_pipeline.sources import CatalogSource
+from data_pipeline.sources import CatalogSource, SourceConfig
 from data_pipeline.split import split_of
 from hyperadapter.core.errors import ConfigError, DataError
 from hyperadapter.core.files import sha256_file, write_text
@@ -373,11 +373,12 @@ def test_a_pair_is_not_cleaned_again_when_another_is_added(
     german = config.model_copy(update={"directions": ("en-de",)})
     first = build_clean_corpus(german)
     read: list[str] = []
-    monkeypatch.setattr(
-        pair_corpus,
-        "iter_pairs",
-        lambda source, *rest: read.append(source.name) or iter_pairs(source, *rest),
-    )
+
+    def watched(source: SourceConfig, *rest: Any) -> Iterator[SentencePair]:
+        read.append(source.name)
+        return iter_pairs(source, *rest)
+
+    monkeypatch.setattr(pair_corpus, "iter_pairs", watched)
     both = build_clean_corpus(config)
     assert read == ["toy-cs"]
     assert both.sources["en-de"] == first.sources["en-de"]
@@ -389,10 +390,10 @@ def test_a_pair_is_not_cleaned_again_when_another_is_added(
 
 
 def test_near_duplicates_can_be_dropped_without_cleaning_again(
-    config: DataConfig, monkeypatch: pytest.MonkeyPatch
+    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The texts here are all near-duplicates of each other, apart from a few."""
-    with open(config.sources[0].path, "a", encoding="utf-8") as stream:
+    """The texts here are all near-duplicates of each other, apart from those that are added."""
+    with open(tmp_path / "toy-de.tsv", "a", encoding="utf-8") as stream:
         stream.writelines(
             f"{x}u {y}e {x}{y}\t{x}i {y}a o{y}{x}\n" for x in "bdfgk" for y in LETTERS
         )
