@@ -28,8 +28,8 @@ from typing import IO, Any
 import numpy as np
 
 from benchmarks.measure import ROOT, describe_machine, print_result
+from data_pipeline.cleaning.corpus import build_clean_corpus
 from data_pipeline.config import DataConfig
-from data_pipeline.corpus import build_clean_corpus
 from hyperadapter.core.schema import parse_config
 
 _CHUNK_PAIRS = 50_000

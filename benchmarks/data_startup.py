@@ -41,7 +41,7 @@ def measure_worker(arguments: argparse.Namespace) -> dict[str, float]:
     """Measures this very process: builds the stream, takes steps, and reads its memory."""
     # Imported here because their time is part of the start.
     from benchmarks.synthetic_shards import build_config
-    from data_pipeline.stream import TrainStream
+    from data_pipeline.stream.streams import TrainStream
 
     pin(arguments.core)
     folder = arguments.folder / f"{arguments.directions:04d}"

@@ -26,7 +26,7 @@ import sentencepiece
 
 from benchmarks.measure import describe_machine, pin
 from data_pipeline.bitext import iter_split
-from data_pipeline.clean import PairCleaner
+from data_pipeline.cleaning.clean import PairCleaner
 from data_pipeline.config import CleanConfig
 from data_pipeline.tokenizer import Tokenizer
 

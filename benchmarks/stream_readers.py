@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from benchmarks.measure import Batch, measure_batches, memory_mb, pin, print_result
 from benchmarks.synthetic_shards import build_config
 from benchmarks.synthetic_text import PAD_ID, FlatCorpus
-from data_pipeline.batching import BatchLayout, MicroBatch, Ragged, build_micro_batch
 from data_pipeline.config import DataConfig, StreamConfig, TemperatureMixing
-from data_pipeline.manifest import read_manifest
-from data_pipeline.stream import TrainStream
+from data_pipeline.ragged import Ragged
+from data_pipeline.shards.manifest import read_manifest
+from data_pipeline.stream.batching import BatchLayout, MicroBatch, build_micro_batch
+from data_pipeline.stream.streams import TrainStream
 
 __all__ = ["READERS"]
 

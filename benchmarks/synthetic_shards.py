@@ -1,9 +1,9 @@
-"""Shards of made-up text, written straight in the format of `data_pipeline/manifest.py`.
+"""Shards of made-up text, written straight in the format of `data_pipeline/shards/manifest.py`.
 
     python -m benchmarks.synthetic_shards FOLDER --pairs 500 --sentences 10000000 --power 0
 
 No tokenizer runs and nothing is shuffled, because the text is random anyway: a gigabyte takes less
-than a minute. `data_pipeline/shards.py` writes the real ones.
+than a minute. `data_pipeline/shards/writer.py` writes the real ones.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from benchmarks.synthetic_text import CorpusSpec, PairTokens
 from data_pipeline.config import DataConfig, StreamConfig, TokenizerConfig
-from data_pipeline.manifest import (
+from data_pipeline.shards.manifest import (
     HEADER_BYTES,
     LENGTHS,
     BlockColumns,

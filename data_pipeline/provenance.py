@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_pipeline import corpus, shards, tokenizer
+from data_pipeline import tokenizer
 from data_pipeline.bitext import LanguagePair, pair_of
+from data_pipeline.cleaning import corpus
 from data_pipeline.config import DataConfig
-from data_pipeline.manifest import (
+from data_pipeline.shards import writer as shards
+from data_pipeline.shards.manifest import (
     SHARDED_SPLITS,
     ShardManifest,
     combined_fingerprint,

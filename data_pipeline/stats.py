@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.bitext import MANIFEST, SPLITS, LanguagePair, language_pairs, split_path
-from data_pipeline.clean import _SCRIPT_NAMES
-from data_pipeline.clean_manifest import (
+from data_pipeline.cleaning.clean import _SCRIPT_NAMES
+from data_pipeline.cleaning.clean_manifest import (
     CleanManifest,
     SourceCounts,
     SplitCounts,
@@ -26,9 +26,9 @@ from data_pipeline.clean_manifest import (
     read_manifest,
 )
 from data_pipeline.config import DataConfig
-from data_pipeline.manifest import PairEntry
-from data_pipeline.manifest import read_manifest as read_shard_manifest
 from data_pipeline.progress import track
+from data_pipeline.shards.manifest import PairEntry
+from data_pipeline.shards.manifest import read_manifest as read_shard_manifest
 from data_pipeline.tokenizer import Tokenizer
 from hyperadapter.core.errors import DataError
 from hyperadapter.core.languages import script_of

@@ -216,7 +216,7 @@ def data_plan(config: RunConfig, world_size: int, steps: str, as_json: bool) -> 
 @json_option
 def data_verify(folder: Path, workers: int, as_json: bool) -> int:
     """Reads every byte of the shards in FOLDER; names each bad file and ends with 1 if any is."""
-    from data_pipeline.shard_tools import verify
+    from data_pipeline.shards.tools import verify
 
     report = verify(folder, workers)
     if as_json:
@@ -236,7 +236,7 @@ def data_verify(folder: Path, workers: int, as_json: bool) -> int:
 @click.argument("folders", nargs=-1, required=True)
 def data_merge(out: Path, folders: tuple[str, ...]) -> None:
     """Puts the shards in FOLDERS (folders or URLs) together in OUT, by manifest, without a copy."""
-    from data_pipeline.shard_tools import merge
+    from data_pipeline.shards.tools import merge
 
     merge(folders, out)
 
@@ -248,7 +248,7 @@ def data_merge(out: Path, folders: tuple[str, ...]) -> None:
 @click.option("--parts", type=click.IntRange(min=1), help="Deal all pairs out to so many parts.")
 def data_split(folder: Path, out: Path, pairs: str | None, parts: int | None) -> None:
     """Takes some language pairs of the shards in FOLDER to OUT, by manifest, without a copy."""
-    from data_pipeline.shard_tools import split_pairs, split_parts
+    from data_pipeline.shards.tools import split_pairs, split_parts
 
     if (pairs is None) == (parts is None):
         raise click.UsageError("give either --pairs or --parts")

@@ -65,7 +65,7 @@ def _data_folder(config: RunConfig) -> Iterator[DataConfig]:
 
 def fetch(config: RunConfig) -> None:
     """Downloads and checks the corpora's packages."""
-    from data_pipeline.fetch import fetch as fetch_sources
+    from data_pipeline.fetching.fetch import fetch as fetch_sources
 
     with _data_folder(config) as data:
         fetch_sources(data)
@@ -73,7 +73,7 @@ def fetch(config: RunConfig) -> None:
 
 def clean(config: RunConfig) -> None:
     """Builds the clean corpus."""
-    from data_pipeline.corpus import build_clean_corpus
+    from data_pipeline.cleaning.corpus import build_clean_corpus
 
     with _data_folder(config) as data:
         build_clean_corpus(data)
@@ -89,7 +89,7 @@ def tokenizer(config: RunConfig) -> None:
 
 def shard(config: RunConfig) -> None:
     """Writes the shards."""
-    from data_pipeline import shards as module
+    from data_pipeline.shards import writer as module
 
     with _data_folder(config) as data:
         module.run(data)
@@ -97,7 +97,7 @@ def shard(config: RunConfig) -> None:
 
 def plan(config: RunConfig, world_size: int, steps: range) -> Iterator[dict[str, Any]]:
     """Yields what each global step holds: its hash and its target tokens per direction."""
-    from data_pipeline.stream import TrainStream, shards_folder
+    from data_pipeline.stream.streams import TrainStream, shards_folder
     from hyperadapter.training.preflight import check_world
 
     check_world(config, world_size)
@@ -161,7 +161,7 @@ def train(config: RunConfig) -> None:
 def stats(config: RunConfig) -> dict[str, Any]:
     """Counts the clean corpus, and its tokens if there is a tokenizer; plots them beside it."""
     from data_pipeline import stats_plots
-    from data_pipeline.corpus import clean_folder
+    from data_pipeline.cleaning.corpus import clean_folder
     from data_pipeline.stats import corpus_stats, tokenizer_stats
 
     clean = clean_folder(config.data)

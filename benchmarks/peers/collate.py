@@ -1,7 +1,7 @@
 """Samples of any peer to padded batches under a token budget: what a user of each would write.
 
 Vectorised as far as samples that come one by one allow, so that the peers are not slowed down here.
-The arrays are those of `data_pipeline/batching.py`.
+The arrays are those of `data_pipeline/stream/batching.py`.
 """
 
 # ruff: noqa: N815 (names end in the letters of their shape)

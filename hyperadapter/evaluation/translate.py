@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_pipeline.batching import BatchLayout, Ragged, build_prompts
 from data_pipeline.progress import track
+from data_pipeline.ragged import Ragged
+from data_pipeline.stream.batching import BatchLayout, build_prompts
 from data_pipeline.tokenizer import Tokenizer
 from hyperadapter.checkpoint.layout import WEIGHTS_FILE, newest_checkpoint
 from hyperadapter.checkpoint.weights import LoadedModel, WeightsInfo, load_model

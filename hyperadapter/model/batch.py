@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipeline.batching import MicroBatch
+from data_pipeline.stream.batching import MicroBatch
 
 __all__ = ["Batch"]
 

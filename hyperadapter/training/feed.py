@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.loaders import iter_batches
-from data_pipeline.stream import LostBlocksError, StepBatches, TrainStream
+from data_pipeline.stream.loaders import iter_batches
+from data_pipeline.stream.streams import LostBlocksError, StepBatches, TrainStream
 from hyperadapter.core.files import read_json, write_json
 from hyperadapter.training.engine import World
 

@@ -145,7 +145,7 @@ def check_batches(config: RunConfig) -> None:
     if config.data.stream.layout == "packed":
         raise ConfigError(
             "data.stream.layout packed: the model takes padded batches so far; use padded (packed "
-            "batches are for other readers of data_pipeline.stream)"
+            "batches are for other readers of data_pipeline.stream.streams)"
         )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from data_pipeline.provenance import require_current
-from data_pipeline.stream import TrainStream, ValidStream, shards_folder
+from data_pipeline.stream.streams import TrainStream, ValidStream, shards_folder
 from data_pipeline.tokenizer import Tokenizer
 from hyperadapter.checkpoint import layout
 from hyperadapter.checkpoint.weights import WeightsInfo, save_weights

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -23,6 +24,7 @@ from hyperadapter.core.files import (
     locked,
     read_json,
     require_space,
+    resumable_directory,
     sha256_file,
     translate_disk_full,
     write_json,
@@ -258,3 +260,31 @@ def test_a_folder_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
         assert free
         assert other_process() == "False"
     assert other_process() == "True"
+
+
+def interrupted(path: Path, fingerprint: str) -> None:
+    """Writes one file into a folder that is never finished."""
+    with suppress(RuntimeError), resumable_directory(path, fingerprint) as part:
+        write_text(part / "first", "1")
+        raise RuntimeError
+
+
+def test_resumable_directory_keeps_what_was_finished(tmp_path: Path) -> None:
+    path = tmp_path / "made"
+    interrupted(path, "one")
+    assert not path.exists()
+    with resumable_directory(path, "one") as part:
+        assert (part / "first").read_text() == "1"
+        write_text(part / "second", "2")
+    assert sorted(file.name for file in path.iterdir()) == ["first", "second"]
+    assert [file.name for file in tmp_path.iterdir()] == ["made"]
+
+
+def test_resumable_directory_of_another_fingerprint_begins_anew(tmp_path: Path) -> None:
+    path = tmp_path / "made"
+    interrupted(path, "one")
+    with resumable_directory(path, "two") as part:
+        assert [file.name for file in part.iterdir()] == [".fingerprint"]
+    with resumable_directory(path, "three") as part:
+        write_text(part / "third", "3")
+    assert [file.name for file in path.iterdir()] == ["third"]

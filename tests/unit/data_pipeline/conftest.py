@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_pipeline import shards, tokenizer
+from data_pipeline import tokenizer
 from data_pipeline.bitext import SPLITS, SentencePair, format_line, language_pairs, split_path
 from data_pipeline.config import DataConfig
+from data_pipeline.shards import writer as shards
 from hyperadapter.core.files import write_json, write_text
 from hyperadapter.core.schema import parse_config
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from data_pipeline import shards, tokenizer
+from data_pipeline import tokenizer
 from data_pipeline.config import DataConfig
 from data_pipeline.provenance import require_current
+from data_pipeline.shards import writer as shards
 from hyperadapter.core.errors import DataError
 
 MakeCorpus = Callable[..., DataConfig]

@@ -11,7 +11,12 @@ import pytest
 
 from data_pipeline import stats as module
 from data_pipeline.bitext import MANIFEST, read_split
-from data_pipeline.clean_manifest import CleanManifest, LeakCounts, SourceCounts, SplitCounts
+from data_pipeline.cleaning.clean_manifest import (
+    CleanManifest,
+    LeakCounts,
+    SourceCounts,
+    SplitCounts,
+)
 from data_pipeline.config import DataConfig
 from data_pipeline.stats import corpus_stats, tokenizer_stats
 from data_pipeline.tokenizer import Tokenizer

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from data_pipeline.batching import BatchLayout, Ragged, build_prompts
+from data_pipeline.ragged import Ragged
+from data_pipeline.stream.batching import BatchLayout, build_prompts
 from data_pipeline.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from hyperadapter.config import EvaluationConfig, RunConfig
 from hyperadapter.core.errors import CheckpointError

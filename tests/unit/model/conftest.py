@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.batching import BatchLayout, Ragged, build_micro_batch
+from data_pipeline.ragged import Ragged
+from data_pipeline.stream.batching import BatchLayout, build_micro_batch
 from hyperadapter.config import ModelConfig
 from hyperadapter.core.languages import parse_direction
 from hyperadapter.core.schema import parse_config

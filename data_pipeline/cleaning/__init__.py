@@ -1,0 +1,1 @@
+"""Raw sentence pairs to a clean corpus: rules, deduplication, splits, near-duplicates."""

@@ -1,0 +1,1 @@
+"""Brings corpora together: wheels, Debian packages, files of the user."""

@@ -1,0 +1,1 @@
+"""Steps to batches: mixture, plan, padding, reading ahead."""
