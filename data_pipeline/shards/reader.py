@@ -298,8 +298,9 @@ class ShardReader:
                 if last:
                     what = f"the member {member_file(place.pair.key(place.row), name)} {error}"
                     raise self._lost(place, what) from error
-                time.sleep(pause)
-                pause *= 3
+                if isinstance(error.__cause__ or error, OSError):
+                    time.sleep(pause)
+                    pause *= 3
         raise AssertionError
 
     def _local(self, location: str, shard: ShardEntry) -> str:

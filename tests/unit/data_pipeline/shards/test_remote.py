@@ -132,6 +132,7 @@ def dies_halfway(times: int) -> Callable[[BaseHTTPRequestHandler, bytes, int], b
         head(handler, 206 if number > 1 else 200, len(data))
         handler.wfile.write(data[: len(data) // 2])
         handler.wfile.flush()
+        time.sleep(0.3)  # a client may throw away what came together with the end
         handler.connection.close()
         return True
 
