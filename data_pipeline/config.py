@@ -207,7 +207,10 @@ class StreamConfig(StrictModel):
         default=0, ge=0, description="Processes a rank that prepare batches; 0: a thread"
     )
     stall_s: float = Field(
-        default=600, gt=0, description="Waiting this long for one batch ends the run"
+        default=600,
+        gt=0,
+        le=1500,
+        description="Waiting this long for one batch ends the run; other ranks wait 1800 s",
     )
     max_lost_fraction: float = Field(
         default=0.001,

@@ -40,6 +40,11 @@ def require_current(config: DataConfig) -> str:
     """
     root = Path(config.folder)
     if config.shards_folder:
+        if not (root / "tokenizer").is_dir():
+            raise DataError(
+                f"{root} has no tokenizer; set data.tokenizer.folder to the one that "
+                f"{config.shards_folder} was made with, and run `hyperadapter data tokenizer`"
+            )
         return _require_fitting(config, tokenizer.Tokenizer.load(root / "tokenizer").fingerprint)
     expected = corpus.expected_fingerprint(config)
     if expected is not None and tokenizer.clean_fingerprint(root / "clean") != expected:

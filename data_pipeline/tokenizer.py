@@ -193,6 +193,11 @@ def run(config: DataConfig) -> TokenizerManifest:
         DataError: The clean text is missing or empty.
     """
     folder = Path(config.folder) / "tokenizer"
+    if not config.sources and not config.tokenizer.folder:
+        raise ConfigError(
+            "there is no text to train a tokenizer on: data.sources is empty. Set "
+            "data.tokenizer.folder to the tokenizer that data.shards_folder was made with"
+        )
     expected = expected_fingerprint(config)
     if (folder / _MANIFEST).is_file():
         manifest = _read_manifest(folder)

@@ -200,8 +200,8 @@ def data_plan(config: RunConfig, world_size: int, steps: str, as_json: bool) -> 
     from hyperadapter import pipeline
 
     first, separator, last = steps.partition(":")
-    if not (separator and first.isdigit() and last.isdigit()):
-        raise click.BadParameter(f"{steps!r} is not of the form A:B", param_hint="--steps")
+    if not (separator and first.isdigit() and last.isdigit()) or int(first) >= int(last):
+        raise click.BadParameter(f"{steps!r} is not of the form A:B, A < B", param_hint="--steps")
     for row in pipeline.plan(config, world_size, range(int(first), int(last))):
         if as_json:
             click.echo(json.dumps(row))
@@ -225,8 +225,8 @@ def data_verify(folder: Path, workers: int, as_json: bool) -> int:
     for file in report.bad:
         click.echo(f"BAD {file.path}: {file.reason}")
     click.echo(
-        f"{len(report.bad)} bad files; {report.shards:,} shards of {report.pairs:,} language pairs "
-        f"with {report.sentences:,} sentence pairs, {report.num_bytes / 1e6:,.1f} MB"
+        f"{len(report.bad)} bad files; {report.shards:,} shards of {report.pairs:,} pairs of all "
+        f"splits with {report.sentences:,} sentence pairs, {report.num_bytes / 1e6:,.1f} MB"
     )
     return int(bool(report.bad))
 

@@ -96,7 +96,7 @@ def shard(config: RunConfig) -> None:
 
 
 def plan(config: RunConfig, world_size: int, steps: range) -> Iterator[dict[str, Any]]:
-    """Yields what each global step holds: its hash and its target tokens per direction."""
+    """Yields what each global step holds: hash, sentences, padding, target tokens by direction."""
     from data_pipeline.stream.streams import TrainStream, shards_folder
     from hyperadapter.training.preflight import check_world
 
@@ -116,6 +116,8 @@ def plan(config: RunConfig, world_size: int, steps: range) -> Iterator[dict[str,
         yield {
             "step": step,
             "hash": planned.hash,
+            "sentences": sum(len(refs) for refs in planned.micro_batches),
+            "padding": round(planned.padding, 4),
             "target_tokens": planned.target_tokens,
             "tokens": dict(zip(names, planned.tokens_per_direction.tolist(), strict=True)),
         }
@@ -243,6 +245,11 @@ def _check_before_anything(config: RunConfig) -> None:
         raise ConfigError(
             "`hyperadapter run` starts the processes of training itself; under torchrun or srun "
             "use `hyperadapter train`, and the data and evaluate commands in one process"
+        )
+    if not config.data.sources:
+        raise ConfigError(
+            "`hyperadapter run` makes everything from data.sources, which is empty; with "
+            "data.shards_folder use `hyperadapter data tokenizer` and `hyperadapter train`"
         )
     if config.data.split.test_fraction == 0 or config.data.split.valid_fraction == 0:
         raise ConfigError(

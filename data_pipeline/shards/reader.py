@@ -199,6 +199,19 @@ class ShardReader:
             raise self._lost(place, f"the member {name} has {len(lines)} lines")
         return lines
 
+    def key(self, block: int) -> str:
+        """Returns WebDataset's `__key__` of a block, which stays when pairs are added."""
+        place = self._place(block)
+        return place.pair.key(place.row)
+
+    def block(self, key: str) -> int | None:
+        """Returns the number of the block with a key; None if there is none."""
+        name, _, row = key.rpartition("-")
+        for first, pair in zip(self._firsts, self.manifest.pairs, strict=False):
+            if pair.name == name and row.isdigit() and int(row) < len(pair.blocks):
+                return first + int(row)
+        return None
+
     def damaged_blocks(self) -> dict[int, str]:
         """Returns the blocks of all damaged shards by number, each with what is wrong."""
         damaged: dict[int, str] = {}

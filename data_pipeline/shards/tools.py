@@ -288,7 +288,8 @@ def split_parts(folder: Path, out: Path, parts: int) -> None:
     pairs = next(iter(splits.values())).manifest.pairs
     if not 1 <= parts <= len(pairs):
         raise ConfigError(
-            f"{folder} has {len(pairs)} language pairs; {parts} parts are not possible"
+            f"{folder} has {len(pairs)} language pairs, which make no {parts} parts; choose from 1 "
+            f"to {len(pairs)}"
         )
     tokens = [0] * parts
     dealt: list[list[str]] = [[] for _ in range(parts)]

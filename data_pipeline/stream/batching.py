@@ -26,6 +26,7 @@ __all__ = [
     "MicroBatch",
     "PackedBatch",
     "build_empty_batch",
+    "build_empty_packed_batch",
     "build_micro_batch",
     "build_packed_batch",
     "build_prompts",
@@ -242,15 +243,28 @@ def _pack(rows: Ragged, opening_B: Ints | None) -> tuple[Ints, NDArray[np.int32]
     return tokens, offsets.astype(np.int32)
 
 
-def build_empty_batch(layout: BatchLayout, direction: int) -> MicroBatch:
+def build_empty_batch(layout: BatchLayout) -> MicroBatch:
     """Builds a micro-batch whose loss is 0, where damage left none of its sentences.
 
     It has one source of an end mark only and one target position that is padding, so that every
     rank still does the same number of passes through the model.
     """
-    direction_B = np.array([direction], np.int64)
-    prompts, _ = build_prompts(layout, direction_B, Ragged.from_sequences([np.empty(0, np.int64)]))
-    return prompts
+    src = Ragged.from_sequences([np.empty(0, np.int64)])
+    return build_prompts(layout, np.zeros(1, np.int64), src)[0]
+
+
+def build_empty_packed_batch(layout: BatchLayout) -> PackedBatch:
+    """Builds the packed form of `build_empty_batch`: one source, and a target without tokens."""
+    src = build_empty_batch(layout).src_BS[0]
+    nothing = np.empty(0, np.int64)
+    return PackedBatch(
+        src,
+        np.array([0, len(src)], np.int32),
+        nothing,
+        nothing,
+        np.zeros(2, np.int32),
+        **_group(layout, np.zeros(1, np.int64)),
+    )
 
 
 def build_prompts(layout: BatchLayout, direction_B: Ints, src: Ragged) -> tuple[MicroBatch, Ints]:

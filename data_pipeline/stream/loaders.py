@@ -12,7 +12,7 @@ import multiprocessing
 import queue
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,7 +23,7 @@ from data_pipeline.stream.streams import StepBatches, TrainStream
 from data_pipeline.workers import die_with_parent
 from hyperadapter.core.errors import DataError
 
-__all__ = ["iter_batches"]
+__all__ = ["StoppedWaitingError", "iter_batches"]
 
 log = logging.getLogger(__name__)
 
@@ -31,18 +31,32 @@ _PREFETCH_STEPS = 4
 _POLL_S = 0.2
 _WARN_EVERY_S = 30.0
 _MAX_RESTARTS = 3
+_STEPS_OF_A_GOOD_RESTART = 100
+_STOP_S = 5.0
 
 Item = StepBatches | BaseException
 
 
-def iter_batches(stream: TrainStream, first_step: int) -> Generator[StepBatches, None, None]:
+class StoppedWaitingError(Exception):
+    """A batch was not there yet when somebody asked to give up."""
+
+
+def iter_batches(
+    stream: TrainStream, first_step: int, give_up: Callable[[], bool] = lambda: False
+) -> Generator[StepBatches, None, None]:
     """Yields the batches of `first_step`, `first_step + 1`, ... without end.
 
     Closing the iterator stops what works for it.
 
+    Args:
+        stream: This rank's data.
+        first_step: Where to begin.
+        give_up: Asked while a batch is waited for.
+
     Raises:
         LostBlocksError: As `TrainStream.step`.
         DataError: A batch did not come within `data.stream.stall_s`, or a process died too often.
+        StoppedWaitingError: `give_up` said so.
     """
     count = stream.config.stream.workers
     lanes: list[_Lane]
@@ -50,19 +64,21 @@ def iter_batches(stream: TrainStream, first_step: int) -> Generator[StepBatches,
         lanes = [_ProcessLane(stream, number, count) for number in range(count)]
     else:
         lanes = [_ThreadLane(stream)]
+    started: list[_Lane] = []
     try:
         for lane in lanes:
             lane.start(first_step)
+            started.append(lane)
         step = first_step
         while True:
             lane = lanes[stream.plan.chunk_of(step) % len(lanes)]
-            item = _wait(lane, step, stream.config.stream.stall_s)
+            item = _wait(lane, step, stream.config.stream.stall_s, give_up)
             if isinstance(item, BaseException):
                 raise item
             yield item
             step += 1
     finally:
-        for lane in lanes:
+        for lane in started:
             lane.stop()
 
 
@@ -79,12 +95,14 @@ class _Lane(Protocol):
         """Ends the work; what is prepared is lost."""
 
 
-def _wait(lane: _Lane, step: int, stall_s: float) -> Item:
+def _wait(lane: _Lane, step: int, stall_s: float, give_up: Callable[[], bool]) -> Item:
     started = warned = time.monotonic()
     while True:
         try:
             return lane.get(step, _POLL_S)
         except queue.Empty:
+            if give_up():
+                raise StoppedWaitingError from None
             now = time.monotonic()
             if now - started > stall_s:
                 raise DataError(
@@ -125,7 +143,7 @@ class _ThreadLane:
 
     def stop(self) -> None:
         self._stop.set()
-        self._thread.join(timeout=10 * _POLL_S)  # it may be stuck in a read that never ends
+        self._thread.join(_STOP_S)  # it may be stuck in a read that never ends
 
 
 def _put(ready: queue.Queue[Item], item: Item, stop: threading.Event) -> None:
@@ -162,8 +180,7 @@ class _Job:
             rank=self.rank,
             world_size=self.world_size,
         )
-        for block, step in self.quarantined.items():
-            stream.quarantine({block: ""}, step)
+        stream.quarantine(self.quarantined, {})
         return stream
 
 
@@ -183,7 +200,7 @@ class _ProcessLane:
             lane=number,
             lanes=lanes,
         )
-        self._restarts = 0
+        self._restarts = self._good_steps = 0
 
     def start(self, step: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -203,15 +220,18 @@ class _ProcessLane:
     def get(self, step: int, timeout_s: float) -> Item:
         item = self._ready.get(timeout=timeout_s)
         if not isinstance(item, EOFError):
+            self._good_steps += 1
+            if self._good_steps == _STEPS_OF_A_GOOD_RESTART:
+                self._restarts = 0
             return item
-        self._process.join()
+        self._process.join(_STOP_S)
         died = f"data worker {self._job.lane} died with exit code {self._process.exitcode}"
         if self._restarts >= _MAX_RESTARTS:
             return DataError(
                 f"{died} for the {self._restarts + 1}th time, perhaps because memory ran out; "
                 "lower data.stream.memory_bytes or data.stream.workers. The same command resumes"
             )
-        self._restarts += 1
+        self._restarts, self._good_steps = self._restarts + 1, 0
         log.warning("%s; starting it again at step %d", died, step)
         self.stop()
         self.start(step)
@@ -220,8 +240,11 @@ class _ProcessLane:
     def stop(self) -> None:
         self._stop.set()
         self._process.terminate()
-        self._process.join()
-        self._thread.join()
+        self._process.join(_STOP_S)
+        if self._process.is_alive():  # stopped, or stuck in a read
+            self._process.kill()
+            self._process.join(_STOP_S)
+        self._thread.join(_STOP_S)
 
 
 def _receive(receiver: Connection, ready: queue.Queue[Item], stop: threading.Event) -> None:

@@ -176,6 +176,16 @@ class StepPlan:
         return cls(micro_batches, int(tokens.sum()), tokens, width)
 
     @property
+    def padding(self) -> float:
+        """Share of padding in both sides of all micro-batches, if they are padded."""
+        real = padded = 0
+        for refs in self.micro_batches:
+            for lengths in (refs.src_lengths, refs.tgt_lengths):
+                real += int(lengths.sum())
+                padded += len(refs) * int(lengths.max(initial=0))
+        return 1 - real / max(padded, 1)
+
+    @property
     def hash(self) -> str:
         """SHA-256 of the ordered sentences; the same for every number of ranks."""
         digest = hashlib.sha256()

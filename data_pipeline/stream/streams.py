@@ -7,7 +7,8 @@ micro-batches only.
 `LostBlocksError`. Who runs the ranks lets them agree on the lost blocks and calls `quarantine` on
 all of them with the coming step: from this step on, the sentences of those blocks are left out of
 their micro-batches, and everything else stays where it was. So batches are a pure function of the
-step and the quarantine.
+step and the quarantine. The plan itself reads lengths only, which are there twice, beside the
+shards and in them; where both are gone nothing can be planned, and the run ends.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from data_pipeline.stream.batching import (
     MicroBatch,
     PackedBatch,
     build_empty_batch,
+    build_empty_packed_batch,
     build_micro_batch,
     build_packed_batch,
 )
@@ -59,7 +61,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 _OTHER: dict[Side, Side] = {"a": "b", "b": "a"}
-_NAMED_BLOCKS = 5
+_NAMED_REASONS = 5
 
 
 class LostBlocksError(CorruptShardError):
@@ -70,8 +72,9 @@ class LostBlocksError(CorruptShardError):
     """
 
     def __init__(self, blocks: Mapping[int, str]) -> None:
-        named = "; ".join(list(blocks.values())[:_NAMED_BLOCKS])
-        more = f"; and {len(blocks) - _NAMED_BLOCKS} more" if len(blocks) > _NAMED_BLOCKS else ""
+        reasons = list(dict.fromkeys(blocks.values()))
+        named = "; ".join(reasons[:_NAMED_REASONS])
+        more = f"; and {len(reasons) - _NAMED_REASONS} more" if reasons[_NAMED_REASONS:] else ""
         super().__init__(f"{len(blocks)} blocks cannot be read: {named}{more}")
         self.blocks = dict(blocks)
 
@@ -138,6 +141,8 @@ class _Source:
                 )
             self.pair_of.append(found[0])
             self._src_side.append(found[1])
+        numbers = [self.reader.pair_blocks(pair).numbers.tolist() for pair in set(self.pair_of)]
+        self.blocks = {block for pair in numbers for block in pair}
 
     def lines(self) -> list[DirectionLine]:
         """Describes every direction's blocks."""
@@ -200,7 +205,9 @@ class _Source:
         lost: dict[int, str] = {}
         src, tgt = self._gather(refs, from_b, lost), self._gather(refs, ~from_b, lost)
         if lost:
-            raise LostBlocksError(self.reader.damaged_blocks() | lost)
+            raise LostBlocksError(
+                {k: v for k, v in self.reader.damaged_blocks().items() if k in self.blocks} | lost
+            )
         return src, tgt
 
     def _gather(
@@ -321,11 +328,11 @@ class TrainStream:
 
     def _build(self, refs: SentenceRefs, src: Ragged, tgt: Ragged) -> MicroBatch | PackedBatch:
         layout = self._source.layout
-        if self.shape.layout == "packed":
-            return build_packed_batch(layout, refs.directions, src, tgt)
+        packed = self.shape.layout == "packed"
         if not len(refs):
-            return build_empty_batch(layout, direction=0)
-        return build_micro_batch(layout, refs.directions, src, tgt)
+            return build_empty_packed_batch(layout) if packed else build_empty_batch(layout)
+        build = build_packed_batch if packed else build_micro_batch
+        return build(layout, refs.directions, src, tgt)
 
     def _own_tokens(self, step: int) -> _OwnTokens:
         """Reads the tokens of this rank's share of the step's chunk, unless they are here."""
@@ -353,33 +360,60 @@ class TrainStream:
         lost = self._lost_at(step)
         return refs.select(~np.isin(refs.blocks, lost)) if lost else refs
 
-    def quarantine(self, blocks: Mapping[int, str], step: int) -> None:
+    def quarantine(self, steps: Mapping[int, int], reasons: Mapping[int, str]) -> None:
         """Leaves blocks out from a step on; all ranks must call it alike.
 
         Args:
-            blocks: What is wrong, by number of the block.
-            step: The first step without them.
+            steps: The first step without each block, by its number.
+            reasons: What is wrong with them, for the error.
 
         Raises:
             CorruptShardError: More sentence pairs are lost than `max_lost_fraction` allows.
+            DataError: A read that does not end stands in the way.
         """
-        with self._lock:
-            for block in blocks:
+        if not self._lock.acquire(timeout=self.config.stream.stall_s):
+            raise DataError(
+                "a read of the shards does not end; the same command resumes when their disk or "
+                "server answers again"
+            )
+        try:
+            for block, step in steps.items():
                 self._quarantine[block] = min(step, self._quarantine.get(block, step))
             self._own = None
+        finally:
+            self._lock.release()
         most = self.config.stream.max_lost_fraction
         if self.lost_fraction > most:
             raise CorruptShardError(
                 f"{self.lost_sentences:,} of {self._total_sentences:,} sentence pairs "
                 f"({self.lost_fraction:.2%}) are lost, more than data.stream.max_lost_fraction "
-                f"{most:.2%} allows: {LostBlocksError(blocks)}. `hyperadapter data verify` lists "
-                "every bad shard; restore them or `hyperadapter data shard` again"
+                f"{most:.2%} allows: {LostBlocksError(reasons)}. `hyperadapter data verify` lists "
+                "every bad shard; restore them (or their server), or make them again"
             )
+
+    def key(self, block: int) -> str:
+        """Returns the key of a block, which stays when pairs are added to the shards."""
+        return self._source.reader.key(block)
+
+    def block(self, key: str) -> int | None:
+        """Returns the number of a block; None if the shards have none with this key."""
+        return self._source.reader.block(key)
 
     @property
     def quarantined(self) -> dict[int, int]:
         """The blocks that are left out, each with the first step without it."""
         return dict(self._quarantine)
+
+    @property
+    def worst_lost_fraction(self) -> float:
+        """The largest share that a language pair has lost of its sentence pairs."""
+        pairs = self._source.reader.manifest.pairs
+        worst = 0.0
+        for pair in set(self._source.pair_of):
+            blocks = self._source.reader.pair_blocks(pair)
+            lost = blocks.sentences[np.isin(blocks.numbers, list(self._quarantine))].sum()
+            worst = max(worst, float(lost) / pairs[pair].sentences)
+        return worst
 
     @property
     def lost_sentences(self) -> int:
@@ -434,6 +468,7 @@ class ValidStream:
                 "no validation sentences, so no validation loss, for %s", ", ".join(without)
             )
         items = plan_validation(lines, micro_batch_tokens, max_sentences, world_size)
+        self._directions = frozenset(int(item.refs.directions[0]) for item in items)
         self._items = items[rank::world_size]
         self._lost: set[int] = set()
 
@@ -441,9 +476,14 @@ class ValidStream:
         return len(self._items)
 
     @property
-    def lost_blocks(self) -> int:
-        """Blocks that could not be read and were left out so far."""
-        return len(self._lost)
+    def lost_blocks(self) -> frozenset[int]:
+        """Blocks that this rank could not read and left out so far."""
+        return frozenset(self._lost)
+
+    @property
+    def directions(self) -> frozenset[int]:
+        """Numbers of the directions that have sentences, on all ranks together."""
+        return self._directions
 
     def __iter__(self) -> Iterator[ValidBatch]:
         for refs, counts in self._items:
@@ -452,7 +492,7 @@ class ValidStream:
     def _batch(self, refs: SentenceRefs, counts: bool) -> ValidBatch:
         refs = refs.select(~np.isin(refs.blocks, list(self._lost)))
         if not len(refs):
-            return ValidBatch(build_empty_batch(self._source.layout, direction=0), counts=False)
+            return ValidBatch(build_empty_batch(self._source.layout), counts=False)
         try:
             src, tgt = self._source.gather(refs)
         except LostBlocksError as error:

@@ -66,11 +66,15 @@ class World(NamedTuple):
 
     def any(self, flag: bool) -> bool:
         """Says whether the flag is set on any rank."""
+        return bool(self.most(int(flag)))
+
+    def most(self, value: int) -> int:
+        """Returns the largest value of all ranks."""
         if self.control is None:
-            return flag
-        value = torch.tensor([int(flag)])
-        dist.all_reduce(value, op=dist.ReduceOp.MAX, group=self.control)
-        return bool(value.item())
+            return value
+        values = torch.tensor([value])
+        dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.control)
+        return int(values.item())
 
     def gather(self, value: Any) -> list[Any]:
         """Returns the values of all ranks, in order of the ranks."""

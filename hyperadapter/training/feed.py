@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator
+from collections import Counter
+from collections.abc import Callable, Generator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from data_pipeline.stream.loaders import iter_batches
+from data_pipeline.stream.loaders import StoppedWaitingError, iter_batches
 from data_pipeline.stream.streams import LostBlocksError, StepBatches, TrainStream
+from hyperadapter.core.errors import CorruptShardError
 from hyperadapter.core.files import read_json, write_json
 from hyperadapter.training.engine import World
 
@@ -25,6 +27,7 @@ __all__ = ["QUARANTINE_FILE", "Feed", "Mixture"]
 log = logging.getLogger(__name__)
 
 QUARANTINE_FILE = "quarantine.json"
+_READY, _LOST, _STOP = 0, 1, 2  # what a rank has to say of a step; the largest counts for all
 
 
 class Feed:
@@ -34,7 +37,14 @@ class Feed:
         waited_s: Seconds that training has waited for data; the reader may set it back.
     """
 
-    def __init__(self, stream: TrainStream, world: World, run_dir: Path, data: str) -> None:
+    def __init__(
+        self,
+        stream: TrainStream,
+        world: World,
+        run_dir: Path,
+        data: str,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Leaves out what earlier starts of the run left out; every rank must call it.
 
         Args:
@@ -42,17 +52,28 @@ class Feed:
             world: All ranks.
             run_dir: Where the quarantine is written.
             data: Fingerprint of the shards; the quarantine of other shards means nothing.
+            stop: Whether a signal asks this rank to stop.
+
+        Raises:
+            CorruptShardError: More was left out than `data.stream.max_lost_fraction` allows now.
         """
         self.waited_s = 0.0
         self._stream = stream
         self._world = world
         self._data = data
+        self._stop = stop
         self._path = run_dir / QUARANTINE_FILE
         self._steps: Generator[StepBatches, None, None] | None = None
-        self._reasons: dict[int, str] = {}
-        for entry in world.gather(self._load() if world.is_main else [])[0]:
-            stream.quarantine({entry["block"]: entry["reason"]}, entry["step"])
-            self._reasons[entry["block"]] = entry["reason"]
+        entries = world.gather(self._load() if world.is_main else [])[0]
+        found = {stream.block(entry["block"]): entry for entry in entries}
+        steps = {block: entry["step"] for block, entry in found.items() if block is not None}
+        self._reasons = {block: found[block]["reason"] for block in steps}
+        try:
+            stream.quarantine(steps, self._reasons)
+        except CorruptShardError as error:
+            raise CorruptShardError(
+                f"{self._path} leaves out too much: {error}; then delete that file"
+            ) from error
 
     def __enter__(self) -> Feed:
         return self
@@ -63,8 +84,11 @@ class Feed:
         if self._steps is not None:
             self._steps.close()
 
-    def get(self, step: int) -> StepBatches:
+    def get(self, step: int) -> StepBatches | None:
         """Returns this rank's share of a step; every rank must ask for the same step.
+
+        Returns:
+            None on all ranks if one of them was asked to stop while it waited for data.
 
         Raises:
             CorruptShardError: More is lost than `data.stream.max_lost_fraction`.
@@ -73,32 +97,34 @@ class Feed:
         while True:
             started = time.monotonic()
             if self._steps is None:
-                self._steps = iter_batches(self._stream, step)
-            batches, lost = None, {}
+                self._steps = iter_batches(self._stream, step, self._stop)
+            state, batches, lost = _READY, None, {}
             try:
                 batches = next(self._steps)
             except LostBlocksError as error:
-                lost = error.blocks
-                self._steps = None
+                state, lost = _LOST, error.blocks
+            except StoppedWaitingError:
+                state = _STOP
             self.waited_s += time.monotonic() - started
-            if not self._world.any(bool(lost)):
-                assert batches is not None
+            state = self._world.most(state)
+            if state == _READY:
                 return batches
+            self._steps.close()
+            self._steps = None
+            if state == _STOP:
+                return None
             self._leave_out(lost, step)
 
     def _leave_out(self, lost: dict[int, str], step: int) -> None:
-        """Agrees with all ranks on what is lost, and starts reading anew."""
-        if self._steps is not None:
-            self._steps.close()
-            self._steps = None
+        """Agrees with all ranks on what is lost."""
         everything = {k: v for part in self._world.gather(lost) for k, v in part.items()}
-        for reason in everything.values():
-            log.warning("from step %d on a block is left out: %s", step, reason)
-        self._reasons |= everything
-        # First, so that the file also tells why a run ended.
+        fresh = {k: v for k, v in everything.items() if k not in self._reasons}
+        for reason, count in Counter(fresh.values()).items() if self._world.is_main else ():
+            log.warning("from step %d on blocks are left out (%d): %s", step, count, reason)
+        self._stream.quarantine(dict.fromkeys(everything, step), everything)
+        self._reasons |= fresh
         if self._world.is_main:
-            self._save(self._stream.quarantined | dict.fromkeys(everything, step))
-        self._stream.quarantine(everything, step)
+            self._save()
 
     def _load(self) -> list[dict[str, Any]]:
         if not self._path.exists():
@@ -114,10 +140,10 @@ class Feed:
         )  # fmt: skip
         return entries
 
-    def _save(self, blocks: dict[int, int]) -> None:
+    def _save(self) -> None:
         entries = [
-            {"block": block, "step": step, "reason": self._reasons.get(block, "")}
-            for block, step in sorted(blocks.items())
+            {"block": self._stream.key(block), "step": step, "reason": self._reasons[block]}
+            for block, step in sorted(self._stream.quarantined.items())
         ]
         write_json(self._path, {"data": self._data, "blocks": entries})
 
@@ -133,6 +159,7 @@ class Feed:
             "data/lost_blocks": float(len(stream.quarantined)),
             "data/lost_sentence_pairs": float(stream.lost_sentences),
             "data/lost_fraction": stream.lost_fraction,
+            "data/worst_lost_fraction": stream.worst_lost_fraction,
         }
 
 

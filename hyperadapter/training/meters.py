@@ -66,6 +66,11 @@ class Meter:
         self._tokens += target_tokens
         self._steps += 1
 
+    @property
+    def is_empty(self) -> bool:
+        """True if no step was added since the reading before."""
+        return not self._steps
+
     def read(self) -> Reading:
         """Reads and starts anew; every rank must call it at the same step."""
         sums = self.world.sum(torch.stack(self._sums).double().sum(dim=0).cpu())

@@ -39,6 +39,7 @@ _OPERATIONAL: dict[str, Any] = {
         "folder": ...,
         "shards_folder": ...,
         "num_workers": ...,
+        "tokenizer": {"folder"},
         "stream": {"cache_folder", "cache_bytes", "workers", "stall_s", "max_lost_fraction"},
     },
     "training": {

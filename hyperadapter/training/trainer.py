@@ -14,13 +14,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 
 from data_pipeline.provenance import require_current
-from data_pipeline.stream.streams import TrainStream, ValidStream, shards_folder
+from data_pipeline.stream.streams import StepBatches, TrainStream, ValidStream, shards_folder
 from data_pipeline.tokenizer import Tokenizer
 from hyperadapter.checkpoint import layout
 from hyperadapter.checkpoint.weights import WeightsInfo, save_weights
@@ -136,6 +136,7 @@ class Trainer:
     step: int = 0
     progress: Progress = field(default_factory=Progress)
     mixture: Mixture = field(init=False)
+    _saved_step: int = 0
 
     def __post_init__(self) -> None:
         names = [str(direction) for direction in self.vocabulary.directions]
@@ -222,49 +223,65 @@ class Trainer:
         self.step = step
         self.progress = Progress.load(folder)
         self.mixture.restore(self.progress.widths)
+        self._saved_step = step
         log.info("resumed from %s at step %d of %d", folder, step, training.max_steps)
 
     def fit(self) -> None:
         """Trains to the last step; saves, validates and logs on the way."""
-        training = self.config.training
+        training, run_dir = self.config.training, Path(self.config.run_dir)
         meter = Meter(self.world)
         started = time.monotonic()
         first = self.step
-        with Feed(self.stream, self.world, Path(self.config.run_dir), self.data) as feed:
+        with Feed(self.stream, self.world, run_dir, self.data, lambda: self.stop.is_set) as feed:
             while self.step < training.max_steps:
                 batches = feed.get(self.step)
+                if batches is None:
+                    self._stop_here()
                 rate = learning_rate(
                     training.schedule, training.learning_rate, self.step + 1, training.max_steps
                 )
-                result = self.engine.train_step(
-                    [Batch.from_micro_batch(mb, self.world.device) for mb in batches.padded()],
-                    self._dropout_seeds(),
-                    batches.target_tokens,
-                    rate,
-                )
-                self.step += 1
-                meter.add(result, batches.target_tokens)
-                self.mixture.add(batches)
-                self.progress.target_tokens += batches.target_tokens
+                self._train_step(batches, rate, meter)
                 last = self.step == training.max_steps
                 stopping = self.world.any(self.stop.is_set)
                 saving = last or stopping or self.step % training.checkpoint.every_steps == 0
                 # What is saved has been seen to be finite.
                 if saving or self.step % training.log_every_steps == 0:
-                    self._report(meter.read(), rate, started, first)
+                    if not meter.is_empty:
+                        self._report(meter.read(), rate, started, first)
                     self._report_data(feed, per_direction=saving)
                 paused = time.monotonic()
                 # Saving comes first: who sent the signal may not wait for a validation.
+                if stopping:
+                    self._stop_here()
                 if saving:
                     self.save()
-                if stopping:
-                    raise Interrupted(
-                        f"stopped by a signal at step {self.step} of {training.max_steps}; the "
-                        "same command resumes"
-                    )
                 if last or self.step % training.validation.every_steps == 0:
                     self.validate()
                 meter.skip_time(time.monotonic() - paused)
+
+    def _train_step(self, batches: StepBatches, rate: float, meter: Meter) -> None:
+        if batches.target_tokens:
+            result = self.engine.train_step(
+                [Batch.from_micro_batch(mb, self.world.device) for mb in batches.padded()],
+                self._dropout_seeds(),
+                batches.target_tokens,
+                rate,
+            )
+            meter.add(result, batches.target_tokens)
+        else:
+            log.warning("step %d has no sentence left and changes nothing", self.step)
+        self.step += 1
+        self.mixture.add(batches)
+        self.progress.target_tokens += batches.target_tokens
+
+    def _stop_here(self) -> NoReturn:
+        """Saves, unless the newest checkpoint is of this step, and ends the run."""
+        if self.step != self._saved_step:
+            self.save()
+        raise Interrupted(
+            f"stopped by a signal at step {self.step} of {self.config.training.max_steps}; the "
+            "same command resumes"
+        )
 
     def _dropout_seeds(self) -> list[int]:
         """Seeds that belong to the micro-batches of the coming step, whichever rank has them."""
@@ -333,8 +350,18 @@ class Trainer:
             )
             if count
         }
-        mean = sum(losses.values()) / len(losses)
+        lost = frozenset[int]().union(*self.world.gather(self.valid.lost_blocks))
         metrics = {f"valid/{name}/nll": value for name, value in losses.items()}
+        metrics["data/valid_lost_blocks"] = len(lost)
+        if len(losses) < len(self.valid.directions):
+            self.tracker.log_metrics(metrics, self.step)
+            log.warning(
+                "step %d  %d of %d directions lost all validation text; there is no mean without "
+                "them", self.step, len(self.valid.directions) - len(losses),
+                len(self.valid.directions),
+            )  # fmt: skip
+            return losses
+        mean = sum(losses.values()) / len(losses)
         self.tracker.log_metrics(metrics | {"valid/macro/nll": mean}, self.step)
         worst = max(losses, key=losses.__getitem__)
         log.info(
@@ -382,3 +409,4 @@ class Trainer:
                 self.tracker.log_metrics(self.progress.metrics(), self.step)
                 log.info("saved %s", folder)
             self.world.barrier()
+        self._saved_step = self.step

@@ -57,7 +57,8 @@ def test_ranks_agree_on_what_is_left_out(
     for name, processes in (("one", 1), ("two", 2)):
         done = train(name, *settings(shards), f"training.num_processes={processes}")
         assert done.returncode == 0, done.stderr[-3000:]
-        assert f"a block is left out: {bad}" in done.stderr
+        assert "blocks are left out" in done.stderr
+        assert str(bad) in done.stderr
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) == 12
     assert two == pytest.approx(one, rel=2e-5)
@@ -106,10 +107,10 @@ def test_too_much_damage_ends_the_run_with_a_reason(
     assert (tmp_path / "run" / "quarantine.json").exists()
 
 
-def test_a_shard_replaced_during_the_run_is_noticed(
+def test_only_the_checksum_can_tell(
     corpus: Path, shards: Path, train: Train, tmp_path: Path
 ) -> None:
-    """The file keeps its size: only the checksum can tell."""
+    """The file keeps its size and its headers; loader processes read it."""
     flip(next(shards.glob("train/en-de-*.tar")), first_member=4)
     done = train("run", *settings(shards), "training.num_processes=2",
                  "data.stream.memory_bytes=1", "data.stream.workers=2")  # fmt: skip

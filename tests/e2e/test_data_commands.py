@@ -32,7 +32,8 @@ pytestmark = pytest.mark.slow
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 Row = dict[str, Any]
 
-STEPS = 60  # several chunks
+STEPS = 52  # four chunks
+FEWER_STEPS = 40  # no schedule here looks at the last step: such a run is the beginning of another
 DIRECTIONS = ("en-de", "de-en", "en-fr", "fr-en")
 BEGIN = "0:32"
 CACHE_BYTES = 70_000  # less than all shards, more than the largest
@@ -81,9 +82,59 @@ def losses(run_dir: Path) -> dict[int, float]:
     return dict(read_metric(run_dir, "train/loss"))
 
 
+class Started(NamedTuple):
+    """A command at work.
+
+    Attributes:
+        process: To wait for.
+        log: What it has said so far.
+    """
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def says(self) -> str:
+        """Returns stdout and stderr."""
+        return self.log.read_text(encoding="utf-8")
+
+
+@contextmanager
+def start(log: Path, *arguments: str) -> Iterator[Started]:
+    """Starts the command; afterwards it is at work no longer."""
+    with (
+        log.open("wb") as stream,
+        subprocess.Popen(
+            [sys.executable, "-m", "hyperadapter", *arguments],
+            stdout=stream,
+            stderr=stream,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        ) as process,
+    ):
+        try:
+            yield Started(process, log)
+        finally:
+            process.kill()
+
+
 @pytest.fixture(scope="module")
-def reference(corpus: Path, hyperadapter: Command, folder: Path) -> Path:
+def tracked(corpus: Path, folder: Path) -> Iterator[Started]:
+    """A run over shards of which one is cut off, with MLflow on SQLite."""
+    shards = Path(shutil.copytree(corpus / "data" / "shards", folder / "cut"))
+    bad = shards / "train" / "en-fr-00000.tar"
+    os.truncate(bad, bad.stat().st_size // 2)
+    changes = sets(
+        f"run_dir={folder / 'tracked'}", f"data.shards_folder={shards}", "tracking.enabled=true",
+        "data.stream.max_lost_fraction=0.9", "training.max_steps=5",
+    )  # fmt: skip
+    arguments = ("train", "--config", str(corpus / "run.yaml"), *changes)
+    with start(folder / "tracked.log", *arguments) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def reference(corpus: Path, hyperadapter: Command, folder: Path, tracked: Started) -> Path:
     """A run by one process, whose batches a thread prepares, over local shards."""
+    del tracked  # which works meanwhile
     run_dir = folder / "reference"
     changes = sets(f"run_dir={run_dir}", f"training.max_steps={STEPS}")
     assert_ok(hyperadapter("train", "--config", str(corpus / "run.yaml"), *changes))
@@ -112,17 +163,6 @@ def serve(root: Path) -> Iterator[str]:
             thread.join()
 
 
-def start(log: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    """Starts the command, and writes what it says to a file that can be read meanwhile."""
-    with log.open("wb") as stream:
-        return subprocess.Popen(
-            [sys.executable, "-m", "hyperadapter", *arguments],
-            stdout=stream,
-            stderr=stream,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-
-
 class Remote(NamedTuple):
     """Training over HTTP.
 
@@ -130,13 +170,13 @@ class Remote(NamedTuple):
         config: A configuration without sources, whose data folder has the tokenizer only.
         url: Where the shards were served.
         cached: Bytes of each shard in the cache after the run, while it was bounded.
-        lost: A later run of the same after the server has gone, with its log.
+        lost: A later run of the same after the server has gone.
     """
 
     config: Path
     url: str
     cached: list[int]
-    lost: tuple[subprocess.Popen[bytes], Path]
+    lost: Started
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +185,7 @@ def remote(corpus: Path, hyperadapter: Command, folder: Path) -> Iterator[Remote
     tree = read_json(corpus / "run.yaml")
     del tree["data"]["sources"]
     tree["run_dir"] = str(folder / "remote")
-    tree["training"] |= {"max_steps": STEPS, "num_processes": 2}
+    tree["training"] |= {"max_steps": FEWER_STEPS, "num_processes": 2}
     tree["data"] |= {
         "folder": str(folder / "lean"),
         "shards_folder": str(folder / "adopted"),
@@ -160,12 +200,16 @@ def remote(corpus: Path, hyperadapter: Command, folder: Path) -> Iterator[Remote
         assert_ok(hyperadapter("train", "--config", str(config)))
     cached = [path.stat().st_size for path in (folder / "cache").glob("*.tar")]
     shutil.rmtree(folder / "cache")
-    log = folder / "lost.log"
-    changes = sets(f"run_dir={folder / 'lost'}", 'data.directions=["en-fr", "fr-en"]')
-    lost = start(log, "train", "--config", str(config), *changes)
-    yield Remote(config, url, cached, (lost, log))
-    lost.kill()
-    lost.wait()
+    changes = sets(
+        f"run_dir={folder / 'lost'}", 'data.directions=["en-fr", "fr-en"]',
+        "training.num_processes=1",
+    )  # fmt: skip
+    with start(folder / "lost.log", "train", "--config", str(config), *changes) as lost:
+        yield Remote(config, url, cached, lost)
+
+
+def beginning(values: dict[int, float], steps: int) -> dict[int, float]:
+    return {step: value for step, value in values.items() if step <= steps}
 
 
 def test_a_run_without_sources_trains_on_shards_of_a_server(
@@ -173,7 +217,8 @@ def test_a_run_without_sources_trains_on_shards_of_a_server(
 ) -> None:
     assert not (folder / "lean" / "clean").exists()
     assert not list((folder / "adopted").glob("**/*.tar"))
-    assert losses(folder / "remote") == pytest.approx(losses(reference), rel=2e-5)
+    expected = beginning(losses(reference), FEWER_STEPS)
+    assert losses(folder / "remote") == pytest.approx(expected, rel=2e-5)
 
 
 def test_the_cache_of_a_server_s_shards_keeps_its_limit(remote: Remote, corpus: Path) -> None:
@@ -185,7 +230,7 @@ def test_the_cache_of_a_server_s_shards_keeps_its_limit(remote: Remote, corpus: 
 def test_the_plan_does_not_depend_on_who_reads_it(
     plan: Callable[..., list[Row]], planned: list[Row]
 ) -> None:
-    assert all(row.keys() == {"step", "hash", "target_tokens", "tokens"} for row in planned)
+    assert all({"step", "hash", "target_tokens", "tokens"} <= row.keys() for row in planned)
     assert column(planned, "step") == list(range(32))
     assert len(set(column(planned, "hash"))) == 32
     for row in planned:
@@ -201,8 +246,8 @@ def test_a_far_step_takes_no_longer_than_the_first(plan: Callable[..., list[Row]
     first = plan(steps="0:2")
     near = time.monotonic()
     far = plan(steps="1000000:1000002")
-    # Going there step by step would take hours.
-    assert time.monotonic() - near < 3 * (near - began) + 3
+    # Going there step by step would take an hour.
+    assert time.monotonic() - near < 3 * (near - began) + 20
     assert column(far, "step") == [1_000_000, 1_000_001]
     assert {row["hash"] for row in far}.isdisjoint(row["hash"] for row in first)
 
@@ -346,41 +391,38 @@ def data_workers(process: int) -> list[int]:
     return found
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_for(condition: Callable[[], bool], started: Started) -> None:
     deadline = time.monotonic() + 120
     while not condition():
-        assert process.poll() is None, log.read_text()[-3000:]
-        assert time.monotonic() < deadline, log.read_text()[-3000:]
+        assert started.process.poll() is None, started.says()[-3000:]
+        assert time.monotonic() < deadline, started.says()[-3000:]
         time.sleep(0.02)
 
 
 def test_loader_processes_change_nothing_even_when_killed_or_stopped(
     corpus: Path, hyperadapter: Command, folder: Path, reference: Path
 ) -> None:
-    run_dir, log = folder / "workers", folder / "workers.log"
+    run_dir = folder / "workers"
+    events = run_dir / "events.jsonl"
     arguments = [
-        "train", "--config", str(corpus / "run.yaml"),
-        *sets(f"run_dir={run_dir}", f"training.max_steps={STEPS}", "data.stream.workers=2"),
+        "train", "--config", str(corpus / "run.yaml"), "--set", "data.stream.workers=2",
+        *sets(f"run_dir={run_dir}", f"training.max_steps={FEWER_STEPS}"),
     ]  # fmt: skip
-    process = start(log, *arguments)
-    try:
-        wait_for(lambda: len(data_workers(process.pid)) == 2, process, log)
-        events = run_dir / "events.jsonl"
-        wait_for(lambda: events.exists() and len(losses(run_dir)) >= 2, process, log)
+    with start(folder / "workers.log", *arguments) as started:
+        process = started.process
+        wait_for(lambda: events.exists() and len(losses(run_dir)) >= 2, started)
         os.kill(data_workers(process.pid)[0], signal.SIGKILL)
-        wait_for(lambda: "starting it again at step" in log.read_text(), process, log)
-        wait_for(lambda: len(losses(run_dir)) >= 20, process, log)
+        wait_for(lambda: "starting it again at step" in started.says(), started)
+        wait_for(lambda: len(losses(run_dir)) >= 16, started)
         process.send_signal(signal.SIGUSR1)
-        assert process.wait(60) == 75, log.read_text()[-3000:]
-    finally:
-        process.kill()
-    assert "died with exit code -9" in log.read_text()
-    assert 20 <= len(losses(run_dir)) < STEPS
+        assert process.wait(60) == 75, started.says()[-3000:]
+    assert "died with exit code -9" in started.says()
+    assert 16 <= len(losses(run_dir)) < FEWER_STEPS
 
     assert_ok(hyperadapter(*arguments))
-    assert losses(run_dir) == losses(reference)
+    assert losses(run_dir) == beginning(losses(reference), FEWER_STEPS)
     errors = [dict(read_metric(path, "data/mixture_error")) for path in (run_dir, reference)]
-    assert errors[0] == errors[1]
+    assert errors[0] == beginning(errors[1], FEWER_STEPS)
 
 
 def test_the_mixture_is_on_record_and_as_planned(reference: Path) -> None:
@@ -399,43 +441,57 @@ def test_the_mixture_is_on_record_and_as_planned(reference: Path) -> None:
     assert errors.keys() == losses(reference).keys()
     differences = sum(abs(share[name] - planned_share[name]) for name in DIRECTIONS)
     assert errors[STEPS] == pytest.approx(differences / 2)
-    assert errors[STEPS] < 0.01
+    assert errors[STEPS] < 0.02
 
 
-def test_lost_blocks_reach_mlflow(corpus: Path, hyperadapter: Command, folder: Path) -> None:
+def test_lost_blocks_reach_mlflow(tracked: Started, folder: Path) -> None:
     from mlflow import MlflowClient
 
-    shards = Path(shutil.copytree(corpus / "data" / "shards", folder / "cut"))
-    bad = shards / "train" / "en-fr-00000.tar"
-    os.truncate(bad, bad.stat().st_size // 2)
-    changes = sets(
-        f"run_dir={folder / 'tracked'}", f"data.shards_folder={shards}", "tracking.enabled=true",
-        "data.stream.max_lost_fraction=0.9", "training.max_steps=5",
-    )  # fmt: skip
-    done = assert_ok(hyperadapter("train", "--config", str(corpus / "run.yaml"), *changes))
-    assert f"a block is left out: {bad}" in done.stderr
+    assert tracked.process.wait(120) == 0, tracked.says()[-3000:]
+    bad = folder / "cut" / "train" / "en-fr-00000.tar"
+    assert "blocks are left out" in tracked.says()
+    assert str(bad) in tracked.says()
 
     record = read_json(folder / "tracked" / "quarantine.json")
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     (experiment,) = client.search_experiments(filter_string="name = 'hyperadapter'")
     (run,) = client.search_runs([experiment.experiment_id])
-    assert run.data.metrics["data/lost_blocks"] == len(record["blocks"]) > 0
-    assert run.data.metrics["data/lost_sentence_pairs"] > 0
-    assert 0 < run.data.metrics["data/lost_fraction"] < 0.9
-    assert {
-        "data/mixture_error",
-        "data/share/en-de",
-        "data/passes/fr-en",
-    } <= run.data.metrics.keys()
+    metrics = run.data.metrics
+    assert metrics["data/lost_blocks"] == len(record["blocks"]) > 0
+    assert metrics["data/lost_sentence_pairs"] > 0
+    assert 0 < metrics["data/lost_fraction"] < 0.9
+    for name in ("mixture_error", "share/en-de", "planned_share/en-fr", "passes/fr-en"):
+        assert f"data/{name}" in metrics
     path = client.download_artifacts(run.info.run_id, "data/quarantine.json", str(folder))
     assert read_json(Path(path)) == record
 
 
 def test_a_server_that_is_gone_ends_the_run_with_a_reason(remote: Remote, folder: Path) -> None:
-    process, log = remote.lost
-    assert process.wait(timeout=120) == 1
-    text = log.read_text()
+    assert remote.lost.process.wait(120) == 1
+    said = remote.lost.says()
     shard = f"{remote.url}/shards/train/en-fr-00000.tar"
-    assert f"{shard}: cannot be downloaded: ClientConnectorError" in text
-    assert "(100.00%) are lost, more than data.stream.max_lost_fraction" in text
+    assert f"{shard}: cannot be downloaded: ClientConnectorError" in said
+    assert "(100.00%) are lost, more than data.stream.max_lost_fraction" in said
     assert not losses(folder / "lost")
+
+
+def test_a_shard_that_is_gone_is_named_once(remote: Remote) -> None:
+    remote.lost.process.wait(120)
+    shard = f"{remote.url}/shards/train/en-fr-00000.tar"
+    told = [line for line in remote.lost.says().splitlines() if "blocks are left out" in line]
+    assert len([line for line in told if shard in line]) == 1
+
+
+def test_when_the_server_is_back_nothing_stands_in_the_way(remote: Remote, folder: Path) -> None:
+    remote.lost.process.wait(120)
+    assert "restore them (or their server)" in remote.lost.says().rpartition("\nerror: ")[2]
+    assert not (folder / "lost" / "quarantine.json").exists()
+
+
+def test_without_a_tokenizer_adopted_shards_tell_which_key_to_set(
+    remote: Remote, hyperadapter: Command, folder: Path
+) -> None:
+    changes = sets(f"data.folder={folder / 'bare'}", "data.tokenizer.folder=")
+    done = hyperadapter("data", "tokenizer", "--config", str(remote.config), *changes)
+    assert done.returncode != 0
+    assert "Set data.tokenizer.folder to the tokenizer" in done.stderr

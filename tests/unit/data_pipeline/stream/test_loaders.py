@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import shutil
 import signal
 import threading
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.config import DataConfig
-from data_pipeline.stream.loaders import iter_batches
+from data_pipeline.stream.loaders import StoppedWaitingError, iter_batches
 from data_pipeline.stream.streams import LostBlocksError, StepBatches, TrainStream
 from hyperadapter.core.errors import DataError
 
@@ -36,6 +38,10 @@ def assert_same(found: StepBatches, expected: StepBatches) -> None:
     for a, b in zip(found.micro_batches, expected.micro_batches, strict=True):
         for name in type(a).__slots__:
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+def workers_alive() -> list[BaseProcess]:
+    return [child for child in multiprocessing.active_children() if child.name == "data-worker"]
 
 
 def threads() -> list[threading.Thread]:
@@ -69,6 +75,7 @@ def test_damage_reaches_the_consumer(corpus: DataConfig, tmp_path: Path, workers
         next(iter_batches(open_train(corpus, folder, workers=workers), 0))
     assert caught.value.blocks
     assert not threads()
+    assert not workers_alive()
 
 
 def test_quarantine_holds_in_processes(corpus: DataConfig, tmp_path: Path) -> None:
@@ -80,7 +87,7 @@ def test_quarantine_holds_in_processes(corpus: DataConfig, tmp_path: Path) -> No
     with pytest.raises(LostBlocksError) as caught:
         thread.step(0)
     for stream in (thread, process):
-        stream.quarantine(caught.value.blocks, 0)
+        stream.quarantine(dict.fromkeys(caught.value.blocks, 0), caught.value.blocks)
     steps = iter_batches(process, 0)
     assert_same(next(steps), thread.step(0))
     steps.close()
@@ -89,14 +96,11 @@ def test_quarantine_holds_in_processes(corpus: DataConfig, tmp_path: Path) -> No
 def test_a_process_that_dies_is_started_again(
     corpus: DataConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import multiprocessing
-
     stream, other = open_train(corpus, workers=1), open_train(corpus)
     steps = iter_batches(stream, 0)
     assert_same(next(steps), other.step(0))
-    for process in multiprocessing.active_children():
-        if process.name == "data-worker":
-            os.kill(process.pid or 0, signal.SIGKILL)
+    for process in workers_alive():
+        os.kill(process.pid or 0, signal.SIGKILL)
     for number in range(1, 30):
         assert_same(next(steps), other.step(number))
     assert "data worker 0 died with exit code -9; starting it again at step" in caplog.text
@@ -111,4 +115,25 @@ def test_a_stuck_disk_ends_the_run(corpus: DataConfig, monkeypatch: pytest.Monke
     with pytest.raises(DataError, match=r"step 5 did not come within data.stream.stall_s 0.3 s"):
         next(iter_batches(stream, 5))
     assert time.monotonic() - started < 10
+    release.set()
+
+
+def test_a_process_that_is_stuck_is_ended(corpus: DataConfig) -> None:
+    """A stopped process does not hear SIGTERM, and one in a read that hangs neither."""
+    steps = iter_batches(open_train(corpus, workers=1, stall_s=1), 0)
+    next(steps)
+    (worker,) = workers_alive()
+    os.kill(worker.pid or 0, signal.SIGSTOP)
+    with pytest.raises(DataError, match=r"did not come within data.stream.stall_s 1 s"):
+        for _ in steps:
+            pass
+    assert not workers_alive()
+
+
+def test_who_waits_can_give_up(corpus: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = open_train(corpus)
+    release = threading.Event()
+    monkeypatch.setattr(stream, "step", lambda step: release.wait(20))
+    with pytest.raises(StoppedWaitingError):
+        next(iter_batches(stream, 5, give_up=lambda: True))
     release.set()

@@ -152,7 +152,7 @@ def test_lost_blocks_are_left_out_and_nothing_else_moves(
             rank.step(start)
         lost |= caught.value.blocks
     for rank in ranks:
-        rank.quarantine(lost, start)
+        rank.quarantine(dict.fromkeys(lost, start), lost)
     assert ranks[0].lost_fraction == pytest.approx(
         sum(whole._source.reader.pair_blocks(1).sentences[b - min(lost)] for b in lost) / 185,
         abs=0.02,
@@ -184,7 +184,38 @@ def test_too_much_is_lost(corpus: DataConfig, tmp_path: Path) -> None:
         CorruptShardError,
         match=r"\d+ of 185 sentence pairs .* are lost, more than data.stream.max_lost_fraction 0.1",
     ):
-        stream.quarantine(caught.value.blocks, 0)
+        stream.quarantine(dict.fromkeys(caught.value.blocks, 0), caught.value.blocks)
+
+
+def test_damage_elsewhere_does_not_matter(corpus: DataConfig, tmp_path: Path) -> None:
+    """Shards may hold more pairs than are trained on."""
+    folder = Path(shutil.copytree(Path(corpus.folder) / "shards", tmp_path / "shards"))
+    next(folder.glob("train/en-de-*.tar")).unlink()
+    config = corpus.model_copy(update={"directions": ("en-cs", "cs-en")})
+    stream = open_train(config, folder)
+    assert stream.step(0).target_tokens
+    next(folder.glob("train/en-cs-*.tar")).unlink()
+    with pytest.raises(LostBlocksError) as caught:
+        open_train(config, folder).step(0)
+    assert set(caught.value.blocks) == set(ShardReader(folder / "train").pair_blocks(1).numbers)
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_a_micro_batch_that_lost_everything(corpus: DataConfig, layout: str) -> None:
+    update = {"layout": layout, "max_lost_fraction": 1.0}
+    stream = open_train(
+        corpus.model_copy(update={"stream": corpus.stream.model_copy(update=update)})
+    )
+    blocks = range(stream._source.reader.manifest.num_blocks)
+    stream.quarantine(dict.fromkeys(blocks, 3), {})
+    assert stream.step(2).target_tokens
+    batches = stream.step(3)
+    assert batches.target_tokens == 0
+    assert stream.lost_fraction == stream.worst_lost_fraction == 1
+    for batch in batches.micro_batches:
+        assert batch.num_tgt_tokens == 0
+        assert batch.padded_tokens >= 1
+        assert batch.sentences_P.tolist() == [1]
 
 
 def test_missing_shard_is_lost_as_a_whole(corpus: DataConfig, tmp_path: Path) -> None:
@@ -210,7 +241,8 @@ def test_validation_goes_on_without_what_is_lost(
     found, expected = list(valid), list(whole)
     assert len(found) == len(expected)
     assert {int(batch.direction_P[0]) for batch, counts in found if counts} == {0, 1}
-    assert valid.lost_blocks == 1
+    assert len(valid.lost_blocks) == 1
+    assert valid.directions == {0, 1, 2, 3}
     assert "validation goes on without what is lost" in caplog.text
 
 
