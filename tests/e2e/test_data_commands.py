@@ -491,7 +491,7 @@ def test_when_the_server_is_back_nothing_stands_in_the_way(remote: Remote, folde
 def test_without_a_tokenizer_adopted_shards_tell_which_key_to_set(
     remote: Remote, hyperadapter: Command, folder: Path
 ) -> None:
-    changes = sets(f"data.folder={folder / 'bare'}", "data.tokenizer.folder=")
+    changes = sets(f"data.folder={folder / 'bare'}", 'data.tokenizer.folder=""')
     done = hyperadapter("data", "tokenizer", "--config", str(remote.config), *changes)
     assert done.returncode != 0
     assert "Set data.tokenizer.folder to the tokenizer" in done.stderr
