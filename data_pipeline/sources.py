@@ -116,10 +116,9 @@ class TmxSource(StrictModel):
     path: str = Field(description="The file")
 
 
-class JsonlSource(StrictModel):
-    """Lines of JSON objects; also .gz, .zst or .xz."""
+class _FieldSource(StrictModel):
+    """Rows with named fields."""
 
-    format: Literal["jsonl"]
     name: str = Field(description="Name of the corpus in statistics")
     languages: SourceLanguages = Field(description="Languages of the two fields, in order")
     paths: tuple[str, ...] = Field(min_length=1, description="The files")
@@ -132,20 +131,16 @@ class JsonlSource(StrictModel):
     )
 
 
-class ParquetSource(StrictModel):
+class JsonlSource(_FieldSource):
+    """Lines of JSON objects; also .gz, .zst or .xz."""
+
+    format: Literal["jsonl"]
+
+
+class ParquetSource(_FieldSource):
     """Parquet files, as OPUS, NLLB and others are published on dataset hubs."""
 
     format: Literal["parquet"]
-    name: str = Field(description="Name of the corpus in statistics")
-    languages: SourceLanguages = Field(description="Languages of the two columns, in order")
-    paths: tuple[str, ...] = Field(min_length=1, description="The files")
-    fields: tuple[str, str] | None = Field(
-        default=None,
-        description="Columns of the two texts, dots for nesting; default translation.CODE",
-    )
-    min_scores: dict[str, float] = Field(
-        default={}, description="Least value of numeric columns, such as a LASER score"
-    )
 
 
 PairSource: TypeAlias = MosesSource | TsvSource | TmxSource | JsonlSource | ParquetSource

@@ -26,9 +26,9 @@ groups than the bound, and the smallest cap then spreads it evenly: what a micro
 head-room, not padding.
 
 **Padding** comes from lengths that differ inside a group. Sentences of equal width are ordered by
-`source - target`, so the other side is nearly equal too, if there are enough of them: with 512
-groups, 3 to 4 % of all tokens are padding at log-normal lengths (5 % with 256, 10 % with 56). With
-one direction a micro-batch each direction has few groups of its own: 10 %.
+`source - target`, so the other side is nearly equal too, if there are enough of them: with 768
+groups 4 % of all tokens are padding on real text of 281 languages (5 % with 512), 3 % at log-normal
+lengths (10 % with 56). With one direction a micro-batch each has few groups of its own: 10 %.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ Group = tuple[int, int]  # first sentence and number of sentences
 FILL_OF_LIMIT = 0.9
 MAX_CHUNK_STEPS = 4096
 MAX_CHUNK_TOKENS = 1 << 26  # three million sentences, planned at once in half a gigabyte
-_GROUPS = 512
+_GROUPS = 768
 _CHUNKS_PER_PASS = 4
 
 
