@@ -28,6 +28,7 @@ from data_pipeline.formats import (
     tsv,
 )
 from data_pipeline.formats.catalog import ENGLISH, CatalogFormat, known_codes, unknown_codes
+from data_pipeline.formats.container import Container
 from data_pipeline.sources import (
     CatalogSource,
     JsonlSource,
@@ -99,10 +100,12 @@ class CatalogLanguages(NamedTuple):
     Attributes:
         known: Canonical codes, sorted, without English.
         unknown: Number of files of each code that is not in the table of languages.
+        ignored: Files among the user's `paths` that the format's reader does not read.
     """
 
     known: tuple[str, ...]
     unknown: dict[str, int]
+    ignored: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +194,13 @@ def catalog_languages(source: CatalogSource, roots: Sequence[Path]) -> CatalogLa
     Raises:
         DataError: A root is missing or damaged.
     """
-    counts = _CATALOG_FORMATS[source.format].count_files(roots)
-    return CatalogLanguages(known_codes(counts), unknown_codes(counts))
+    reader = _CATALOG_FORMATS[source.format]
+    counts = reader.count_files(roots)
+    ignored: tuple[str, ...] = ()
+    if source.paths:  # packages hold much else, and what text they have is known
+        with Container(roots) as container:
+            ignored = tuple(name for name in container.names if not reader.FILES.search(name))
+    return CatalogLanguages(known_codes(counts), unknown_codes(counts), ignored)
 
 
 def iter_pairs(

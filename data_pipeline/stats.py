@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.bitext import MANIFEST, SPLITS, LanguagePair, language_pairs, split_path
-from data_pipeline.cleaning.clean import _SCRIPT_NAMES
 from data_pipeline.cleaning.clean_manifest import (
     CleanManifest,
     SourceCounts,
@@ -25,6 +24,7 @@ from data_pipeline.cleaning.clean_manifest import (
     add_counts,
     read_manifest,
 )
+from data_pipeline.cleaning.scripts import SCRIPT_NAMES, UNSPACED_SCRIPTS
 from data_pipeline.config import DataConfig
 from data_pipeline.progress import track
 from data_pipeline.shards.manifest import PairEntry
@@ -38,8 +38,6 @@ __all__ = ["corpus_stats", "tokenizer_stats"]
 # Lines of each language pair that the tokenizer is measured on: 0.1 s a pair.
 _SAMPLE_LINES = 2_000
 _PERCENTILES = (50, 90, 99)
-# Scripts that write no spaces: fertility is in pieces per character.
-_NO_SPACES = frozenset({"Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai", "Tibt"})
 
 
 def corpus_stats(folder: Path) -> dict[str, Any]:
@@ -54,7 +52,8 @@ def corpus_stats(folder: Path) -> dict[str, Any]:
         scripts do not write), train pairs by source, and what became of all texts: read, kept, and
         dropped by reason, in sum and by source. `dropped`, `num_read`, `num_kept`: the same over
         all pairs. `leak_tests`: by test set its sentences and how many stood in train.
-        `unknown_languages`: by source, files in languages that no table knows.
+        `unknown_languages`: by source, files in languages that no table knows. `ignored_files`: by
+        source, files of other kinds in its folders.
 
     Raises:
         DataError: There is no clean corpus.
@@ -71,6 +70,7 @@ def corpus_stats(folder: Path) -> dict[str, Any]:
         **_fate(every),
         "leak_tests": {name: test.model_dump() for name, test in manifest.leak_tests.items()},
         "unknown_languages": manifest.unknown_languages,
+        "ignored_files": manifest.ignored_files,
         "pairs": pairs,
     }
 
@@ -229,7 +229,7 @@ def _language_stats(
     visible = Counter({c: n for c, n in sample.characters.items() if not c.isspace()})
     total = max(visible.total(), 1)
     spelt = _spelt_characters(sorted(visible), tokenizer, spells_out)
-    spaced = script not in _NO_SPACES
+    spaced = script not in UNSPACED_SCRIPTS
     return {
         "script": script,
         "sampled_characters": visible.total(),
@@ -254,7 +254,7 @@ def _spelt_characters(
 
 def _share_in_script(characters: Counter[str], script: str) -> float | None:
     """Returns the share of letters in a script; None for a script that has no name here."""
-    names = _SCRIPT_NAMES.get(script)
+    names = SCRIPT_NAMES.get(script)
     if names is None:
         return None
     letters = {c: n for c, n in characters.items() if c.isalpha()}

@@ -329,6 +329,10 @@ def stats_tables(result: dict[str, Any]) -> Iterator[Table]:
         rows = [(f"{s}: {c}", n) for s, codes in result["unknown_languages"].items()
                 for c, n in codes.items()]  # fmt: skip
         yield "Files in languages that are not in the table", ("source and code", "files"), rows
+    if result["ignored_files"]:
+        rows = [(f"{s}: {c}", n) for s, kinds in result["ignored_files"].items()
+                for c, n in kinds.items()]  # fmt: skip
+        yield "Files of other kinds, which are not read", ("source and kind", "files"), rows
     title = f"{result['num_read']:,} texts read, {result['num_kept']:,} kept; dropped by reason"
     yield title, ("reason", "texts"), list(result["dropped"].items())
 

@@ -11,11 +11,11 @@ __all__ = ["strip_accelerators"]
 
 _MAY_BE_MARK = re.compile(r"[_&^~]")
 _IN_PARENTHESES = re.compile(r"\s*[(（][_&~][A-Za-z0-9][)）]")
-# But not in "A & B", `__init__` or `&entity;`, 
+# But not in "A & B", `__init__` or `&entity;`.
 _MARK = re.compile(r"(?<![_&^])[_&^](?=[^\W_])(?!\w+;)")
 _BEFORE_WORD = "\"'(（[«„“‘‹「『/-—–:…،"
-_WORD_END = re.compile(r"[\s/]|$")
-_LONG_WORDS = 8
+_WORD_END = re.compile(r"[\s/]")
+_MAX_SHORT_WORDS = 8
 
 
 class _Mark(NamedTuple):
@@ -33,7 +33,7 @@ def strip_accelerators(a: str, b: str) -> tuple[str, str]:
     before a small letter and where the other side has not the same word. In long texts, one at the
     start of a word must not have the same word on the other side either.
     """
-    if not _MAY_BE_MARK.search(a) and not _MAY_BE_MARK.search(b):
+    if not _MAY_BE_MARK.search(a + b):
         return a, b
     a, b = _IN_PARENTHESES.sub("", a), _IN_PARENTHESES.sub("", b)
     marks_a, marks_b = _marks(a), _marks(b)
@@ -47,22 +47,23 @@ def _marks(text: str) -> list[_Mark]:
         place = match.start()
         before = text[place - 1] if place else " "
         inside = unicodedata.category(before)[0] in "LM"
-        if not (text[place + 1].islower() or not text[place + 1].isupper()) and inside:
+        after = text[place + 1]
+        if inside and (after.isupper() or after.isdigit()):
             continue
         if inside or before.isspace() or before in _BEFORE_WORD:
             start = max(text.rfind(" ", 0, place), text.rfind("/", 0, place)) + 1
-            end = _WORD_END.search(text, place).start()
-            found.append(_Mark(place, text[start:end].strip(".,:;…()\"'«»„“”[]"), inside))
+            word = _WORD_END.split(text[start:], maxsplit=1)[0].strip(".,:;…()\"'«»„“”[]")
+            if not inside or word.count("_") + word.count("&") + word.count("^") == 1:
+                found.append(_Mark(place, word, inside))
     return found
 
 
 def _strip(text: str, marks: list[_Mark], copied: Collection[str]) -> str:
     if not marks:
         return text
-    is_long = len(text.split()) > _LONG_WORDS
-    places = [
-        mark.place for mark in marks if mark.word not in copied or not (mark.inside or is_long)
-    ]
+    if len(text.split()) > _MAX_SHORT_WORDS:  # where `^` and `_x` are rather names
+        marks = [mark for mark in marks if text[mark.place] != "^" and mark.word not in copied]
+    places = [mark.place for mark in marks if not mark.inside or mark.word not in copied]
     if len(places) != 1:
         return text
     return text[: places[0]] + text[places[0] + 1 :]

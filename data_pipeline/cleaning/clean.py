@@ -3,12 +3,12 @@ r"""Cleaning: raw sentence pairs to text worth learning from, with a count for e
 The source is user interfaces and their manuals, so the steps are those that such text needs:
 
 1. split at blank lines where both sides have equally many paragraphs;
-2. strip HTML tags and invisible characters, unescape entities; collapse white space; compose
-   characters (NFC);
-3. take accelerators (`_File`, `E&xit`, `(_F)`) out;
-4. rename placeholders (`%s`, `%(name)s`, `${x}`, `{x}`, `$x`, `@x@`) to `{0}`, `{1}`, ... in the
-   order of side a, so that both sides agree and the model learns one notation;
-5. drop what is not a translation, under the `Reason`s below.
+2. strip tags and invisible characters, unescape entities (`markup.py`); collapse white space;
+   compose characters (NFC);
+3. take accelerators such as `_File` and `E&xit` out (`accelerators.py`);
+4. rename placeholders such as `%s` and `{x}` to `{0}`, `{1}`, ... in the order of side a, so that
+   both sides agree and the model learns one notation (`placeholders.py`);
+5. drop what is not a translation, under the reasons of `reasons.py`.
 
 Everything here is a function of one pair of texts. No file, no order, no randomness.
 
@@ -19,73 +19,42 @@ kind with one `str.translate` and `str.count`, which run in C.
 
 from __future__ import annotations
 
-import html
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
-from enum import StrEnum
 from itertools import islice
 
+from data_pipeline.cleaning.accelerators import strip_accelerators
 from data_pipeline.cleaning.language_id import LanguageFilter
+from data_pipeline.cleaning.markup import strip_markup
+from data_pipeline.cleaning.placeholders import normalise_placeholders
+from data_pipeline.cleaning.reasons import Reason
+from data_pipeline.cleaning.scripts import SCRIPT_NAMES, UNSPACED_CHARACTERS
 from data_pipeline.config import CleanConfig
 from hyperadapter.core.languages import script_of
 
-__all__ = ["PairCleaner", "Reason", "normalise_placeholders", "strip_accelerators", "strip_markup"]
+__all__ = ["PairCleaner"]
 
-
-class Reason(StrEnum):
-    """Why a pair was dropped, in the order of the tests."""
-
-    EMPTY = "a side is empty"
-    PLACEHOLDERS = "placeholders differ"
-    UNKNOWN_MARKUP = "unknown placeholder or markup"
-    FORBIDDEN = "pipe or backslash"
-    EQUAL = "target equals source"
-    TOO_SHORT = "too few words"
-    TOO_LONG = "too many characters"
-    FEW_LETTERS = "too few letters"
-    LENGTH_RATIO = "length ratio"
-    WRONG_SCRIPT = "wrong script"
-    ENGLISH_COPY = "copied words"
-    LANGUAGE_ID = "language id"
-
-
-# Tags that HTML has and user interfaces use. `<count>` and `<text>` are text: gramps writes
-# "People with <count> children".
-_TAGS = (
-    "a|abbr|b|big|blockquote|body|br|button|center|cite|code|dd|del|div|dl|dt|em|font|footer|h[1-6]"
-    "|head|hr|html|i|img|input|ins|kbd|label|li|mark|ol|p|pre|s|samp|script|section|small|span"
-    "|strike|strong|style|sub|sup|table|tbody|td|tfoot|th|thead|tr|tt|u|ul|var"
-)
-_TAG = re.compile(rf"<(/?)({_TAGS})\b[^<>]*>|<!--.*?-->", re.IGNORECASE | re.DOTALL)
-_BLOCK_TAGS = "br|p|div|li|ul|ol|h[1-6]|hr|d[dlt]|t[dhr]|table|pre|blockquote"
-_BLOCK = re.compile(_BLOCK_TAGS, re.IGNORECASE)
-
-# Marks of writing direction, soft hyphens, byte order marks, and halves of surrogate pairs, which
-# JSON can hold and no file. Joiners stay: they are orthography.
+# Control characters but white space, marks of writing direction, soft hyphens, byte order marks,
+# and halves of surrogate pairs, which JSON can hold and no file. Joiners stay: they are spelling.
 _INVISIBLE = re.compile(
-    r"[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ud800-\udfff\ufeff]"
+    r"[\0-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069"
+    r"\ud800-\udfff\ufeff]"
 )
 
 _PARAGRAPH_BREAK = re.compile(r"\n[^\S\n]*\n\s*")
-
-_PRINTF = r"[-#0+]*\d*(?:\.\d+)?(?:hh?|ll?|[Ljztq])?[diouxXeEfFgGcrs]"
-_PLACEHOLDER = re.compile(
-    rf"(?<!%)%(?:\([\w.-]+\)|\d+\$){_PRINTF}"  # %(name)s %1$s
-    rf"|(?<!%)%{_PRINTF}(?![A-Za-z])"  # %s, but not the % in "5%off"
-    r"|\$\{[^{}]*\}|\{\{[^{}]*\}\}|\{[^{}]*\}"  # ${x} {{ x }} {x}
-    r"|\$[A-Za-z_]\w*|\$\d(?![\d.,])"  # $x $1, but not $100
-    r"|@[A-Za-z]\w*@"  # @x@
+# The end of a line within running text of a script that writes no spaces.
+_UNSPACED_BREAK = re.compile(
+    rf"(?<=[{UNSPACED_CHARACTERS}])[^\S\n]*\n\s*(?=[{UNSPACED_CHARACTERS}])"
 )
-_ANONYMOUS = re.compile(rf"%{_PRINTF}|\{{\}}")
 
-_MAY_BE_MARKUP = re.compile(r"[%${}@]|\[\[")  # what every placeholder or unknown markup has
-_UNKNOWN_MARKUP = re.compile(r"[{}]|\[\[|(?<!%)%[A-Za-z(]")  # what is no placeholder after all
-
-_CJK_ACCELERATOR = re.compile(r"\s*[(（][_&][A-Za-z0-9][)）]")
-_ACCELERATOR = re.compile(r"[_&](?=[^\W_])")
-_MAX_ACCELERATOR_WORDS = 8
+# America/Thunder_Bay, MAX_SIZE; and the keywords of a desktop entry, "Network;Wireless;".
+_IDENTIFIER = re.compile(
+    r"(?:Africa|America|Antarctica|Arctic|Asia|Atlantic|Australia|Europe|Indian|Mideast|Pacific|US)"
+    r"/\S+|\S*[^\W_]_[^\W_]\S*"
+)
+_KEYWORDS = re.compile(r"(?:[^;]+;){2,}")
 
 # Ideographs, kana and Hangul: a word takes few of them, so lengths count them `_CJK_WEIGHT` times.
 _CJK = r"\u1100-\u11ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
@@ -97,58 +66,12 @@ _WORD = re.compile(rf"[{_CJK}]|[^\W\d_{_CJK}]+")
 # products stay Latin, and a few ideographs say as much as many letters.
 _MIN_SCRIPT_SHARE = 0.25
 _MIN_COPIED_WORDS = 2
+# Longer texts are dropped unseen: they could keep a regular expression busy for minutes.
+_MAX_RAW_CHARS = 20_000
 # A word between white space without the punctuation around it.
 _BARE_WORD = re.compile(r"[^\W_](?:\S*[^\W_])?")
 
-# The first word of a letter's Unicode name tells its script.
-_SCRIPT_NAMES: dict[str, frozenset[str]] = {
-    code: frozenset(names.split())
-    for code, names in {
-        "Arab": "ARABIC",
-        "Armn": "ARMENIAN",
-        "Beng": "BENGALI",
-        "Cakm": "CHAKMA",
-        "Cans": "CANADIAN",
-        "Cher": "CHEROKEE",
-        "Copt": "COPTIC",
-        "Cyrl": "CYRILLIC",
-        "Deva": "DEVANAGARI",
-        "Ethi": "ETHIOPIC",
-        "Geor": "GEORGIAN",
-        "Goth": "GOTHIC",
-        "Grek": "GREEK",
-        "Gujr": "GUJARATI",
-        "Guru": "GURMUKHI",
-        "Hans": "CJK",
-        "Hant": "CJK BOPOMOFO",
-        "Hebr": "HEBREW",
-        "Jpan": "CJK HIRAGANA KATAKANA KATAKANA-HIRAGANA IDEOGRAPHIC",
-        "Khmr": "KHMER",
-        "Knda": "KANNADA",
-        "Kore": "HANGUL CJK",
-        "Laoo": "LAO",
-        "Latn": "LATIN",
-        "Mlym": "MALAYALAM",
-        "Mong": "MONGOLIAN",
-        "Mtei": "MEETEI",
-        "Mymr": "MYANMAR",
-        "Nkoo": "NKO",
-        "Olck": "OL",
-        "Orya": "ORIYA",
-        "Shaw": "SHAVIAN",
-        "Sinh": "SINHALA",
-        "Sylo": "SYLOTI",
-        "Syrc": "SYRIAC",
-        "Tale": "TAI",
-        "Taml": "TAMIL",
-        "Telu": "TELUGU",
-        "Tfng": "TIFINAGH",
-        "Thaa": "THAANA",
-        "Thai": "THAI",
-        "Tibt": "TIBETAN",
-    }.items()
-}
-_ALL_SCRIPT_NAMES = frozenset().union(*_SCRIPT_NAMES.values())
+_ALL_SCRIPT_NAMES = frozenset().union(*SCRIPT_NAMES.values())
 
 
 # Kinds of characters, each an ASCII character, so that ASCII text is translated fast.
@@ -178,84 +101,6 @@ class _Kinds(dict[int, str]):
 
 
 _KINDS = _Kinds()
-
-
-def _replace_tag(match: re.Match[str]) -> str:
-    name = match[2]
-    return " " if name and _BLOCK.fullmatch(name) else ""
-
-
-def strip_markup(text: str) -> str:
-    """Removes HTML tags and comments, then resolves entities such as `&hellip;`."""
-    if "<" in text:
-        text = _TAG.sub(_replace_tag, text)
-    return html.unescape(text) if "&" in text else text
-
-
-def strip_accelerators(a: str, b: str) -> tuple[str, str]:
-    """Removes the marks of keyboard accelerators: `_File`, `E_xit`, `&Open`, `ファイル(_F)`.
-
-    Only in short texts with a single mark, at the start of a word or inside a capitalised one, so
-    that `file_name`, `MAX_SIZE`, `AT&T` and `R&D` stay. And side b has a mark only if side a has.
-    """
-    bare_a = _strip_accelerator(a)
-    return (a, b) if bare_a == a else (bare_a, _strip_accelerator(b))
-
-
-def _strip_accelerator(text: str) -> str:
-    if "_" not in text and "&" not in text:
-        return text
-    if len(text.split()) > _MAX_ACCELERATOR_WORDS:
-        return text
-    text = _CJK_ACCELERATOR.sub("", text)
-    marks = list(_ACCELERATOR.finditer(text))
-    if len(marks) != 1 or text.count("_") + text.count("&") != 1:
-        return text
-    start = marks[0].start()
-    if start and text[start - 1].isalnum():
-        before = re.split(r"\W", text[:start])[-1]
-        if before[0].islower() or before[0].isdigit() or text[start + 1].isupper():
-            return text
-    elif start and not text[start - 1].isspace() and text[start - 1] not in "\"'(«“„[":
-        return text
-    return text[:start] + text[start + 1 :]
-
-
-def _placeholder_keys(text: str) -> list[tuple[str, int]]:
-    """Names each placeholder; those without a name or number also by their place among equals."""
-    seen: Counter[str] = Counter()
-    keys = []
-    for match in _PLACEHOLDER.finditer(text):
-        name = re.sub(r"\s+", "", match[0])
-        keys.append((name, seen[name] if _ANONYMOUS.fullmatch(name) else 0))
-        seen[name] += 1
-    return keys
-
-
-def normalise_placeholders(a: str, b: str) -> tuple[str, str] | Reason:
-    """Renames placeholders to `{0}`, `{1}`, ... in the order of side a.
-
-    Returns:
-        Both texts, or the reason to drop them: the two sides have different placeholders, or
-        something is left that looks like one, such as a brace without its fellow or a date's `%Y`.
-    """
-    if not _MAY_BE_MARKUP.search(a) and not _MAY_BE_MARKUP.search(b):
-        return a, b
-    keys_a, keys_b = _placeholder_keys(a), _placeholder_keys(b)
-    if sorted(keys_a) != sorted(keys_b):
-        return Reason.PLACEHOLDERS
-    number_of = {key: i for i, key in enumerate(dict.fromkeys(keys_a))}
-    for text in (a, b):
-        rest = _PLACEHOLDER.sub("", text)
-        if _UNKNOWN_MARKUP.search(rest):
-            return Reason.UNKNOWN_MARKUP
-    return _rename(a, map(number_of.__getitem__, keys_a)), _rename(
-        b, map(number_of.__getitem__, keys_b)
-    )
-
-
-def _rename(text: str, numbers: Iterator[int]) -> str:
-    return _PLACEHOLDER.sub(lambda _: f"{{{next(numbers)}}}", text).replace("%%", "%")
 
 
 def _weighted_length(text: str) -> float:
@@ -292,7 +137,7 @@ class PairCleaner:
         self.dropped: Counter[str] = Counter()
         self._config = config
         self._max_chars = tuple(config.max_chars[code != pivot] for code in pair)
-        names = (_SCRIPT_NAMES[script_of(code)] for code in pair)
+        names = (SCRIPT_NAMES[script_of(code)] for code in pair)
         self._scripts = tuple([_KIND_OF_SCRIPT[name] for name in sorted(side)] for side in names)
         identify = config.language_id
         self._languages = [LanguageFilter(code, identify) for code in pair] if identify else []
@@ -307,6 +152,8 @@ class PairCleaner:
                 yield result
 
     def _clean_paragraph(self, a: str, b: str) -> tuple[str, str] | Reason:
+        if len(a) > _MAX_RAW_CHARS or len(b) > _MAX_RAW_CHARS:
+            return Reason.TOO_LONG
         a, b = strip_accelerators(_tidy(a), _tidy(b))
         if not a or not b:
             return Reason.EMPTY
@@ -323,6 +170,8 @@ class PairCleaner:
         folded_a, folded_b = a.casefold(), b.casefold()
         if folded_a == folded_b:
             return Reason.EQUAL
+        if (" " not in a and _IDENTIFIER.fullmatch(a)) or (a[-1] == ";" and _KEYWORDS.fullmatch(a)):
+            return Reason.IDENTIFIER
         if sum(1 for _ in islice(_WORD.finditer(a), config.min_words)) < config.min_words:
             return Reason.TOO_SHORT
         if len(a) > self._max_chars[0] or len(b) > self._max_chars[1]:
@@ -355,8 +204,12 @@ def _tidy(text: str) -> str:
     """Strips markup and invisible characters, collapses white space, composes characters."""
     text = strip_markup(text)
     if text.isascii():
-        return " ".join(text.split())
-    return unicodedata.normalize("NFC", " ".join(_INVISIBLE.sub("", text).split()))
+        text = " ".join(text.split())
+        return text if text.isprintable() else _INVISIBLE.sub("", text).strip()
+    text = _INVISIBLE.sub("", text)
+    if "\n" in text:
+        text = _UNSPACED_BREAK.sub("", text)
+    return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
 def _is_in_script(kinds: str, wanted: list[str]) -> bool:

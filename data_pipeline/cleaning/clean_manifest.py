@@ -71,6 +71,9 @@ class CleanManifest(StrictModel):
     unknown_languages: dict[str, dict[str, int]] = Field(
         default={}, description="By source: codes that are not in the table, and their files"
     )
+    ignored_files: dict[str, dict[str, int]] = Field(
+        default={}, description="By source with `paths`: suffixes of files that no reader reads"
+    )
 
 
 def read_manifest(folder: Path) -> CleanManifest | None:

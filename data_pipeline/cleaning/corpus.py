@@ -22,8 +22,9 @@ pairs, are looked for each time.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from data_pipeline.bitext import (
     MANIFEST,
@@ -46,6 +47,7 @@ from data_pipeline.cleaning.clean_manifest import (
 from data_pipeline.cleaning.corpus_builder import CorpusBuilder
 from data_pipeline.cleaning.corpus_inputs import (
     RULES_VERSION,
+    changed_files,
     corpus_fingerprint,
     pair_fingerprints,
     require_leak_tests,
@@ -53,7 +55,7 @@ from data_pipeline.cleaning.corpus_inputs import (
 from data_pipeline.cleaning.leaks import load_leak_index
 from data_pipeline.cleaning.near_duplicates import NEAR_DUPLICATE, HeldOutCounts
 from data_pipeline.config import DataConfig
-from data_pipeline.fetching.fetch import fetch, read_fetch_manifest, roots_of
+from data_pipeline.fetching.fetch import FetchManifest, fetch, read_fetch_manifest, roots_of
 from data_pipeline.sources import CatalogSource
 from hyperadapter.core.errors import DataError
 from hyperadapter.core.files import resumable_directory, write_text
@@ -70,7 +72,8 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-_TOLD_CODES = 10
+_TOLD = 10
+_FEW_PAIRS = 10  # a score on fewer sentences says nothing
 
 
 def clean_folder(config: DataConfig) -> Path:
@@ -102,11 +105,14 @@ def build_clean_corpus(config: DataConfig) -> CleanManifest:
     with resumable_directory(folder, f"rules {RULES_VERSION}") as part:
         builder = CorpusBuilder(config, fetched, prints, part, folder)
         records = builder.build_pairs()
+        _require_unchanged(config, fetched, builder)
         wanted = {pair: records[pair] for pair in pairs}
         _require_text(config, {pair: wanted[pair].splits for pair in pairs}, records)
         held_out = builder.write_held_out(pairs)
         splits = {pair: wanted[pair].splits | held_out[pair].splits for pair in pairs}
         _require_text(config, splits, records)
+        _warn_of_few(config, splits)
+        unknown, ignored = _what_is_not_read(config)
         manifest = CleanManifest(
             fingerprint=identity,
             splits={"-".join(pair): counts for pair, counts in splits.items()},
@@ -115,7 +121,8 @@ def build_clean_corpus(config: DataConfig) -> CleanManifest:
                 for pair, record in wanted.items()
             },
             leak_tests=_leak_counts(config, list(records.values())),
-            unknown_languages=_unknown_languages(config),
+            unknown_languages=unknown,
+            ignored_files=ignored,
         )
         builder.remove_others()
         write_text(part / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
@@ -143,25 +150,72 @@ def _leak_counts(config: DataConfig, records: Sequence[PairRecord]) -> dict[str,
     }
 
 
-def _unknown_languages(config: DataConfig) -> dict[str, dict[str, int]]:
-    """Returns the codes of catalogs that are not in the table of languages, which nobody reads."""
-    result: dict[str, dict[str, int]] = {}
+def _require_unchanged(config: DataConfig, fetched: FetchManifest, builder: CorpusBuilder) -> None:
+    """Checks that the files were the same while they were read.
+
+    Raises:
+        DataError: Some were not; what was made from them is forgotten.
+    """
+    changed = changed_files(fetched, config)
+    if not changed:
+        return
+    names = {file.source for file in changed}
+    builder.forget([source for source in config.sources if source.name in names])
+    listed = ", ".join(f"{file.path} of source {file.source!r}" for file in changed)
+    raise DataError(f"changed while they were read: {listed}. Build the data again")
+
+
+def _warn_of_few(config: DataConfig, splits: dict[LanguagePair, dict[str, SplitCounts]]) -> None:
+    wanted: list[Split] = ["valid"] * (config.split.valid_fraction > 0)
+    wanted += ["test"] * (config.split.test_fraction > 0)
+    few = [
+        f"{'-'.join(pair)} ({split} {counts[split].num_pairs})"
+        for pair, counts in splits.items()
+        for split in wanted
+        if counts[split].num_pairs < _FEW_PAIRS
+    ]
+    if few:
+        log.warning("fewer than %d held-out sentence pairs: %s", _FEW_PAIRS, ", ".join(few))
+
+
+def _what_is_not_read(
+    config: DataConfig,
+) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]]]:
+    """Returns, by source, codes that are not in the table of languages, and suffixes of files.
+
+    Nobody reads catalogs with such codes, and files that are not of the source's format.
+    """
+    unknown: dict[str, dict[str, int]] = {}
+    ignored: dict[str, dict[str, int]] = {}
     for source in config.sources:
         if not isinstance(source, CatalogSource):
             continue
-        unknown = catalog_languages(source, roots_of(source, config)).unknown
-        more = len(unknown) - _TOLD_CODES
-        if unknown:
+        found = catalog_languages(source, roots_of(source, config))
+        if found.unknown:
             log.warning(
                 "source %s: %d files have language codes that are not in the table of languages "
-                "and are not read: %s%s",
+                "and are not read: %s",
                 source.name,
-                sum(unknown.values()),
-                ", ".join(list(unknown)[:_TOLD_CODES]),
-                f" and {more} more, see clean/{MANIFEST}" if more > 0 else "",
+                sum(found.unknown.values()),
+                _some(list(found.unknown)),
             )
-            result[source.name] = unknown
-    return result
+            unknown[source.name] = found.unknown
+        if found.ignored:
+            log.warning(
+                "source %s: %d files are not of the format %s and are not read: %s",
+                source.name,
+                len(found.ignored),
+                source.format,
+                _some(found.ignored),
+            )
+            ignored[source.name] = add_counts([Counter(PurePath(n).suffix for n in found.ignored)])
+    return unknown, ignored
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _TOLD
+    told = ", ".join(names[:_TOLD])
+    return f"{told} and {more} more, see clean/{MANIFEST}" if more > 0 else told
 
 
 def _without(sources: dict[str, SourceCounts], held_out: HeldOutCounts) -> dict[str, SourceCounts]:

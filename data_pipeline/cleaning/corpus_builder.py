@@ -38,7 +38,7 @@ from data_pipeline.cleaning.pair_corpus import (
 from data_pipeline.cleaning.pivot import PivotTask, pivot_source, spill_joined
 from data_pipeline.config import DataConfig
 from data_pipeline.fetching.fetch import FetchManifest
-from data_pipeline.sources import CatalogSource
+from data_pipeline.sources import CatalogSource, SourceConfig
 from data_pipeline.workers import num_processes, parallel_map
 
 __all__ = ["CorpusBuilder"]
@@ -179,6 +179,14 @@ class CorpusBuilder:
         shutil.rmtree(hashes, ignore_errors=True)
         hashes.mkdir(parents=True)
         return write_held_out(self.folder, pairs, hashes, self.config)
+
+    def forget(self, sources: Sequence[SourceConfig]) -> None:
+        """Removes what was made of some sources, and of the pairs that are joined through them."""
+        shutil.rmtree(self.folder / _WORK, ignore_errors=True)
+        joined = pivoted_pairs(self.config)
+        for pair in self.prints:
+            if pair in joined or any(source_covers(source, pair) for source in sources):
+                record_path(self.folder, pair).unlink(missing_ok=True)
 
     def remove_others(self) -> None:
         """Removes work folders, and pairs that an earlier call with other settings left."""

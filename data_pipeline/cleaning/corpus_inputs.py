@@ -8,15 +8,22 @@ from pathlib import Path
 from data_pipeline.bitext import LanguagePair, language_pairs, pivoted_pairs, source_covers
 from data_pipeline.config import CleanConfig, DataConfig, PivotedConfig, SplitConfig
 from data_pipeline.fetching.fetch import FetchManifest
+from data_pipeline.fetching.fetch_manifest import SourceFile, SourcePath, describe
 from data_pipeline.sources import SourceConfig
 from hyperadapter.core.errors import ConfigError
 from hyperadapter.core.files import sha256_file
 from hyperadapter.core.schema import StrictModel, fingerprint
 
-__all__ = ["RULES_VERSION", "corpus_fingerprint", "pair_fingerprints", "require_leak_tests"]
+__all__ = [
+    "RULES_VERSION",
+    "changed_files",
+    "corpus_fingerprint",
+    "pair_fingerprints",
+    "require_leak_tests",
+]
 
 # Part of the fingerprints: raise it with each change of what cleaning or splitting yields.
-RULES_VERSION = 3
+RULES_VERSION = 4
 
 
 class _PairInputs(StrictModel):
@@ -78,6 +85,18 @@ def pair_fingerprints(config: DataConfig, fetched: FetchManifest) -> dict[Langua
         )
         prints[pair] = fingerprint(inputs)
     return prints
+
+
+def changed_files(fetched: FetchManifest, config: DataConfig) -> list[SourceFile]:
+    """Returns the user's files whose content is no longer what was fetched.
+
+    Raises:
+        DataError: One is gone.
+    """
+    files = [file for file in fetched.files if not file.package]
+    items = [SourcePath(file.source, Path(file.path)) for file in files]
+    now = describe(items, fetched, config.num_workers).files
+    return [old for old, new in zip(files, now, strict=True) if old.sha256 != new.sha256]
 
 
 def require_leak_tests(config: DataConfig, pairs: Sequence[LanguagePair]) -> None:

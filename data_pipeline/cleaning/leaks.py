@@ -17,6 +17,7 @@ from data_pipeline.cleaning.ngrams import hash_texts, is_in
 from data_pipeline.cleaning.split import normalise
 from data_pipeline.config import LeakTest
 from data_pipeline.formats.text_files import iter_lines
+from hyperadapter.core.errors import DataError
 
 __all__ = ["LeakIndex", "load_leak_index"]
 
@@ -85,5 +86,11 @@ def load_leak_index(test: LeakTest) -> LeakIndex:
 
 @lru_cache(maxsize=64)
 def _load(test: LeakTest, mtime_ns: int) -> LeakIndex:
-    lines = iter_lines(Path(test.path), f"data.split.leak_tests, {test.name!r}")
-    return LeakIndex([line for line in lines if line.strip()], test.language)
+    where = f"data.split.leak_tests, {test.name!r}"
+    sentences = []
+    for number, line in enumerate(iter_lines(Path(test.path), where), 1):
+        if line is None:
+            raise DataError(f"{where}: {test.path}:{number} is too long for a sentence; correct it")
+        if line.strip():
+            sentences.append(line)
+    return LeakIndex(sentences, test.language)

@@ -29,7 +29,7 @@ _PAIRED_TAGS = (
 _PAIRED = re.compile(rf"<({_PAIRED_TAGS})\b[^<>]*>([^<>]*)</\1>", re.IGNORECASE)
 _PAIRED_BLOCKS = {"caption", "item", "list", "note", "para", "screen", "tip", "title", "warning"}
 
-_BRACKETS = re.compile(r"\[(a|b|code|doc|em|i|kbd|strong|sup)(?:@[^\[\]]*)?\]([^\[\]]*)\[/\1\]")
+_BRACKETS = re.compile(r"\[(a|b|code|doc|em|i|kbd|strong|sup)(?:@[^\[\]]*)?\](.*?)\[/\1\]")
 
 # Without the semicolon, an ampersand is rather an accelerator: "Fi&lter", "Save a &copy".
 _ENTITY = re.compile(r"&(?:#[0-9]+|#[xX][0-9a-fA-F]+|(\w+));")

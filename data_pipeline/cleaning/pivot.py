@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.bitext import SPLITS, Split
-from data_pipeline.cleaning.clean import Reason
 from data_pipeline.cleaning.pair_corpus import PairWork, SpillRecord, unmarked_path
+from data_pipeline.cleaning.reasons import Reason
 from data_pipeline.cleaning.spill import Row, open_spill
 from data_pipeline.cleaning.split import order_of
 from hyperadapter.core.files import write_text

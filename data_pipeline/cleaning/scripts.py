@@ -53,7 +53,8 @@ SCRIPT_NAMES: dict[str, frozenset[str]] = {
     }.items()
 }
 
-# Scripts that write no spaces between words, and their characters, as in a regular expression's set.
+# Scripts that write no spaces between words, and their characters, as for a set of a regular
+# expression.
 UNSPACED_SCRIPTS = frozenset({"Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai", "Tibt"})
 UNSPACED_CHARACTERS = (
     r"\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"  # Han, kana

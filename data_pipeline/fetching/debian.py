@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, NamedTuple, cast
 from urllib.parse import unquote
 
+from data_pipeline.formats.container import ZIP_DAMAGE
 from hyperadapter.core.errors import DataError, FetchError
 from hyperadapter.core.files import atomic_open
 
@@ -179,7 +180,7 @@ def _parts(name: str, content: bytes, deb: Path) -> Iterator[tuple[str, bytes]]:
                 if match := _ZIPPED_CATALOG.fullmatch(inner):
                     folder = f"{name.removesuffix('.zip')}/{match['code']}/LC_MESSAGES"
                     yield f"{folder}/{match['file']}", archive.read(inner)
-    except zipfile.BadZipFile as error:
+    except ZIP_DAMAGE as error:
         raise DataError(f"{deb}: its member {name} is no readable zip archive: {error}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,13 @@ ENGLISH = "en"  # the language that every catalog translates
 
 
 class CatalogFormat(Protocol):
-    """One reader; modules of this package are such."""
+    """One reader; modules of this package are such.
+
+    Attributes:
+        FILES: Finds something in the paths of the files that the reader reads.
+    """
+
+    FILES: re.Pattern[str]
 
     def count_files(self, roots: Sequence[Path]) -> Counter[str]:
         """Counts the catalogs by language code, as the files spell it, English left out.

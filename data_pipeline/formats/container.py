@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
 from hyperadapter.core.errors import DataError
 
-__all__ = ["Container"]
+__all__ = ["ZIP_DAMAGE", "Container", "walk"]
 
 _ARCHIVES = (".whl", ".zip")
+# What zipfile raises for a damaged archive. RuntimeError: encrypted, by a flipped bit; with
+# NotImplementedError, which is one, it also refuses compressions that it does not know.
+ZIP_DAMAGE = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class Container:
@@ -35,7 +39,7 @@ class Container:
         names: list[str] = []
         try:
             for root in roots:
-                for path in _walk(root):
+                for path in walk(root):
                     names += self._members(path) if path.endswith(_ARCHIVES) else [path]
         except BaseException:
             self._stack.close()
@@ -45,7 +49,7 @@ class Container:
     def _members(self, path: str) -> list[str]:
         try:
             archive = self._stack.enter_context(zipfile.ZipFile(path))
-        except (OSError, zipfile.BadZipFile) as error:
+        except ZIP_DAMAGE as error:
             raise DataError(
                 f"{path} is not a readable archive ({error}); delete it and fetch it again"
             ) from error
@@ -76,15 +80,29 @@ class Container:
                 with open(name, "rb") as stream:
                     return stream.read()
             return archive.read(name.removeprefix(f"{archive.filename}/"))
-        except (OSError, zipfile.BadZipFile) as error:
+        except ZIP_DAMAGE as error:
             raise DataError(
                 f"{name} cannot be read ({error}); delete what holds it and fetch it again"
             ) from error
 
 
-def _walk(root: Path) -> Iterable[str]:
+def walk(root: Path) -> Iterator[str]:
+    """Yields the paths of the files in a folder and below, or the path of a file.
+
+    Raises:
+        DataError: The path does not exist, or a folder cannot be read.
+    """
     if not root.is_dir():
         if not root.exists():
             raise DataError(f"{root} does not exist; fetch the sources, or correct the path")
-        return [root.as_posix()]
-    return (f"{folder}/{name}" for folder, _, names in os.walk(root) for name in names)
+        yield root.as_posix()
+        return
+    for folder, _, names in os.walk(root, onerror=_refuse):
+        for name in names:
+            yield f"{folder}/{name}"
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(
+        f"{error.filename} cannot be read ({error.strerror}); allow it, or correct the path"
+    ) from error

@@ -7,7 +7,6 @@ each paragraph or item of a list another, where both sides have the same number 
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,14 +15,15 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from data_pipeline.formats.catalog import ENGLISH
-from data_pipeline.formats.text_files import iter_lines
+from data_pipeline.formats.container import walk
+from data_pipeline.formats.text_files import TOO_LONG, iter_lines
 from hyperadapter.core.errors import DataError
 from hyperadapter.core.languages import from_catalog_code
 
-__all__ = ["count_files", "iter_rows"]
+__all__ = ["FILES", "count_files", "iter_rows"]
 
 # apt itself names its copies HOST_dists_SUITE_main_i18n_Translation-pt%5fBR.
-_LIST = re.compile(r"(?:^|_)Translation-(?P<code>[^.]+)(?:\.gz|\.xz|\.zst)?$")
+FILES = re.compile(r"(?:^|[_/])Translation-(?P<code>[^./]+)(?:\.gz|\.xz|\.zst)?$")
 _MD5 = "Description-md5: "
 _DESCRIPTION = re.compile(r"Description-(?!md5)[^:]+: (.*)")
 _ITEM = re.compile(r"\s*[-*+•]\s+")
@@ -50,7 +50,7 @@ def iter_rows(
     english_lists = []
     for code, path in _lists(roots):
         if from_catalog_code(code) == language:
-            translations.update(_iter_descriptions(path))
+            translations.update(_iter_descriptions(path, skipped))
         elif from_catalog_code(code) == ENGLISH:
             english_lists.append(path)
     if translations and not english_lists:
@@ -61,7 +61,7 @@ def iter_rows(
     for path in english_lists:
         if not translations:
             break
-        for md5, english in _iter_descriptions(path):
+        for md5, english in _iter_descriptions(path, Counter()):
             translation = translations.pop(md5, None)
             if translation is not None:
                 yield from _align(english, translation, skipped)
@@ -72,20 +72,20 @@ def iter_rows(
 def _lists(roots: Sequence[Path]) -> Iterator[tuple[str, Path]]:
     """Yields (language code, path) of all lists, sorted by path."""
     for root in roots:
-        if not root.exists():
-            raise DataError(f"{root} does not exist; fetch the sources, or correct the path")
-        folders = ((Path(folder), names) for folder, _, names in os.walk(root))
-        paths = [d / n for d, names in folders for n in names] if root.is_dir() else [root]
-        for path in sorted(paths):
-            if match := _LIST.search(path.name):
-                yield unquote(match["code"]), path
+        for path in sorted(walk(root)):
+            if match := FILES.search(path):
+                yield unquote(match["code"]), Path(path)
 
 
-def _iter_descriptions(path: Path) -> Iterator[tuple[str, _Description]]:
+def _iter_descriptions(path: Path, skipped: Counter[str]) -> Iterator[tuple[str, _Description]]:
     """Yields (checksum, description) of a list."""
     md5, title = "", ""
     body: list[str] = []
     for line in iter_lines(path, "a ddtp source"):
+        if line is None:
+            skipped[TOO_LONG] += 1
+            md5, title = "", ""
+            continue
         if line.startswith(" ") and title:
             body.append(line[1:])
             continue
@@ -114,8 +114,8 @@ def _paragraphs(lines: list[str]) -> list[list[str]]:
             new_paragraph = False
         elif _ITEM.match(line):
             paragraphs[-1].append(_ITEM.sub("", line, count=1).strip())
-        else:
-            paragraphs[-1][-1] += f" {text}"
+        elif text:  # the end of the line stays: whether it is a space depends on the script
+            paragraphs[-1][-1] += f"\n{text}"
     return paragraphs
 
 

@@ -27,15 +27,23 @@ from data_pipeline.formats.catalog import ENGLISH
 from data_pipeline.formats.container import Container
 from hyperadapter.core.languages import from_catalog_code
 
-__all__ = ["count_files", "iter_rows"]
+__all__ = ["FILES", "count_files", "iter_rows"]
 
 log = logging.getLogger(__name__)
+
+FILES = re.compile(r"\.[mp]o$")
 
 # One or several quoted strings, each of which may go over several lines of the comment.
 _DEFAULT = re.compile(r'\bDefault:\s*"((?:[^"\\]|\\.|"\s*\n\s*")*)"', re.DOTALL)
 _SYMBOLIC = re.compile(r"[a-z0-9]+(?:_[^\W_]+)+")  # but not "Dua_l", which has an accelerator
 _OTHER_CATEGORY = re.compile(r"/LC_(?!MESSAGES/)[A-Z]+/[^/]+$")  # copies, such as LC_TIME
-_PLURAL_RULE = re.compile(r"plural\s*=\s*([^;]+)")
+_PLURAL_RULE = re.compile(r"plural\s*=\s*([^;]{1,1000})")
+# What some catalogs write before a text, for translators: "?plural:Texans", "paper size|Letter".
+_CONTEXT = re.compile(r"^\?[\w /()\[\]-]+:")
+_CONTEXT_BAR = re.compile(r"^[^|\s][^|]{0,39}\|(?=\S)")
+# What polib and struct raise for damage: OSError is polib's syntax error, LookupError an unknown
+# character set.
+_DAMAGE = (OSError, ValueError, LookupError, AttributeError, TypeError, struct.error)
 
 
 def count_files(roots: Sequence[Path]) -> Counter[str]:
@@ -57,9 +65,10 @@ def iter_rows(
         for code, name in _catalogs(container):
             if from_catalog_code(code) != language:
                 continue
+            content = container.read(name)
             try:
-                catalog = _parse_catalog(container.read(name), name.endswith(".po"))
-            except (OSError, ValueError, struct.error) as error:  # OSError is polib's syntax error
+                catalog = _parse_catalog(content, name.endswith(".po"))
+            except _DAMAGE as error:
                 log.warning("skipping %s, which is not a valid catalog: %s", name, error)
                 skipped["unreadable catalog"] += 1
                 continue
@@ -76,7 +85,7 @@ def _catalogs(container: Container) -> Iterator[tuple[str, str]]:
     """Yields (language code as the path spells it, name) of the catalogs to read."""
     chosen: dict[str, str] = {}
     for name in container.names:  # sorted: .mo comes before .po, which replaces it
-        if name.endswith((".mo", ".po")) and not _OTHER_CATEGORY.search(name):
+        if FILES.search(name) and not _OTHER_CATEGORY.search(name):
             chosen[name[:-3]] = name
     for name in chosen.values():
         yield _code_in(name), name
@@ -107,7 +116,7 @@ def _singular_form(rule: str) -> int | None:
         return None
     try:
         return int(c2py(match[1].strip())(1))
-    except ValueError:
+    except (ValueError, ArithmeticError, RecursionError):
         return None
 
 
@@ -129,7 +138,15 @@ def _row_of(entry: polib.POEntry | polib.MOEntry, singular: int | None) -> tuple
         return _unescape(text), target
     if _SYMBOLIC.fullmatch(entry.msgid):
         return "no English text"
-    return entry.msgid, target
+    return _without_context(entry.msgid, target)
+
+
+def _without_context(english: str, target: str) -> tuple[str, str]:
+    if "|" in english and "|" not in target:
+        english = _CONTEXT_BAR.sub("", english)
+    if english.startswith("?"):
+        return _CONTEXT.sub("", english), _CONTEXT.sub("", target)
+    return english, target
 
 
 def _unescape(text: str) -> str:

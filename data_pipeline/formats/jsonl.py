@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.formats.text_files import BadLines, iter_lines
+from data_pipeline.formats.text_files import TOO_LONG, BadLines, iter_lines
 from data_pipeline.sources import JsonlSource
 
 __all__ = ["iter_rows"]
@@ -40,6 +40,9 @@ def _iter_file(
     )
     count = 0
     for count, line in enumerate(iter_lines(path, where), 1):
+        if line is None:
+            skipped[TOO_LONG] += 1
+            continue
         if not line.strip():
             skipped["empty line"] += 1
             continue
@@ -60,7 +63,7 @@ def _parse(
     """Returns (what is wrong with the line, its texts or the reason why it is skipped)."""
     try:
         tree = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return f"is not JSON ({error})", ""
     for name, minimum in min_scores.items():
         score = _field(tree, name)

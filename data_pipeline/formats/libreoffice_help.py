@@ -19,13 +19,17 @@ from data_pipeline.formats.catalog import ENGLISH
 from data_pipeline.formats.container import Container
 from hyperadapter.core.languages import from_catalog_code
 
-__all__ = ["count_files", "iter_rows"]
+__all__ = ["FILES", "count_files", "iter_rows"]
 
-_PAGE = re.compile(r"/help/(?P<code>[^/]+)/text/(?P<page>.+\.html)$")
+FILES = re.compile(r"/help/(?P<code>[^/]+)/text/(?P<page>.+\.html)$")
 _BLOCKS = {"h1", "h2", "h3", "h4", "h5", "h6", "p"}
 _CONTENT_ID = "DisplayArea"  # the rest of a page is the same everywhere
 _SWITCH = "switchinline"  # holds one <span> for each system or program, of which one is shown
 _SHOWN = "default"
+
+
+# What the help's own tools write into a page for a text that they do not find.
+_MISSING = re.compile(r"\.xhp#\S+ not found|D['’]oh! You found a bug")
 
 
 class _Block(NamedTuple):
@@ -39,7 +43,7 @@ class _Block(NamedTuple):
 def count_files(roots: Sequence[Path]) -> Counter[str]:
     """Counts the pages by language code; see `CatalogFormat`."""
     with Container(roots) as container:
-        counts = Counter(match["code"] for name in container.names if (match := _PAGE.search(name)))
+        counts = Counter(match["code"] for name in container.names if (match := FILES.search(name)))
     return Counter({c: n for c, n in counts.items() if from_catalog_code(c) != ENGLISH})
 
 
@@ -50,7 +54,7 @@ def iter_rows(
     with Container(roots) as container:
         pages: dict[str, dict[str, str]] = {ENGLISH: {}, language: {}}
         for name in container.names:
-            match = _PAGE.search(name)
+            match = FILES.search(name)
             code = from_catalog_code(match["code"]) if match else None
             if match and code in pages:
                 pages[code][match["page"]] = name
@@ -95,7 +99,9 @@ def _align(
         pairs = [(block, other_by_id[id]) for id, block in by_id.items() if id in other_by_id]
         skipped["structure differs"] += max(len(english), len(other)) - len(pairs)
     for source, target in pairs:
-        if source.text and target.text:
+        if _MISSING.search(source.text) or _MISSING.search(target.text):
+            skipped["text was missing"] += 1
+        elif source.text and target.text:
             yield source.text, target.text
         elif source.text or target.text:
             skipped["empty paragraph"] += 1

@@ -19,11 +19,11 @@ from lxml import etree
 from data_pipeline.formats.container import Container
 from hyperadapter.core.languages import from_catalog_code
 
-__all__ = ["count_files", "iter_rows"]
+__all__ = ["FILES", "count_files", "iter_rows"]
 
 log = logging.getLogger(__name__)
 
-_PAGE = re.compile(r"^(?P<app>.*/help)/(?P<code>[^/]+)/(?P<page>.+\.(?:page|xml))$")
+FILES = re.compile(r"^(?P<app>.*/help)/(?P<code>[^/]+)/(?P<page>.+\.(?:page|xml))$")
 _ENGLISH_CODE = "C"
 _TEXTS = {"p", "title", "subtitle", "desc", "td"}
 _NO_TEXT = {"credit", "comment"}  # people, and remarks that no reader sees
@@ -61,7 +61,7 @@ def iter_rows(
 def _pages(container: Container) -> Iterator[tuple[str, str, str]]:
     """Yields (language code, name, name of the English page) of all but the English pages."""
     for name in container.names:
-        match = _PAGE.match(name)
+        match = FILES.match(name)
         if match and match["code"] != _ENGLISH_CODE:
             yield match["code"], name, f"{match['app']}/{_ENGLISH_CODE}/{match['page']}"
 

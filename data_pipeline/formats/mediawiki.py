@@ -18,11 +18,11 @@ from data_pipeline.formats.catalog import ENGLISH
 from data_pipeline.formats.container import Container
 from hyperadapter.core.languages import from_catalog_code
 
-__all__ = ["count_files", "iter_rows"]
+__all__ = ["FILES", "count_files", "iter_rows"]
 
 log = logging.getLogger(__name__)
 
-_MESSAGES = re.compile(r"/i18n/(?:[^/]+/)*(?P<code>[^/]+)\.json$")
+FILES = re.compile(r"/i18n/(?:[^/]+/)*(?P<code>[^/]+)\.json$")
 _NO_LANGUAGE = {"qqq"}  # notes for translators
 _LINK = re.compile(r"\[\[:?(?:[^\[\]|]*\|)?([^\[\]|]*)\]\]")
 _URL_LINK = re.compile(r"\[(?:(?:(?:https?:)?//|mailto:)[^\s\[\]]*\s*|\$\d+\s+)([^\[\]]*)\]")
@@ -64,7 +64,7 @@ def _translations(container: Container) -> Iterator[tuple[str, str, str]]:
     """Yields (language code, name, name of the English file) of all but the English files."""
     names = set(container.names)
     for name in container.names:
-        match = _MESSAGES.search(name)
+        match = FILES.search(name)
         if match is None or match["code"] in _NO_LANGUAGE:
             continue
         english_name = str(PurePosixPath(name).with_name(f"{ENGLISH}.json"))
@@ -76,7 +76,7 @@ def _read_messages(container: Container, name: str, skipped: Counter[str]) -> di
     """Reads the messages of one file by key; nothing, and a warning, if it is not valid."""
     try:
         tree = json.loads(container.read(name))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         log.warning("skipping %s, which is not valid JSON: %s", name, error)
         tree = None
     if not isinstance(tree, dict):

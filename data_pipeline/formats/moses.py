@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipeline.formats.text_files import iter_lines
+from data_pipeline.formats.text_files import TOO_LONG, iter_lines
 from data_pipeline.sources import MosesSource
 from hyperadapter.core.errors import DataError
 
 __all__ = ["iter_rows"]
+
+_END = "\n"  # no line holds it
 
 
 def iter_rows(source: MosesSource, skipped: Counter[str]) -> Iterator[tuple[str, str]]:
@@ -24,17 +26,19 @@ def iter_rows(source: MosesSource, skipped: Counter[str]) -> Iterator[tuple[str,
     left, right = (iter_lines(path, where) for path in paths)
     count = 0
     while True:
-        first, second = next(left, None), next(right, None)
-        if first is None or second is None:
+        first, second = next(left, _END), next(right, _END)
+        if _END in (first, second):
             break
         count += 1
-        if first.strip() and second.strip():
+        if first is None or second is None:
+            skipped[TOO_LONG] += 1
+        elif first.strip() and second.strip():
             yield first, second
         else:
             skipped["empty line"] += 1
     counts = (
-        count + (first is not None) + sum(1 for _ in left),
-        count + (second is not None) + sum(1 for _ in right),
+        count + (first != _END) + sum(1 for _ in left),
+        count + (second != _END) + sum(1 for _ in right),
     )
     if counts[0] != counts[1]:
         raise DataError(

@@ -42,7 +42,7 @@ def iter_rows(source: ParquetSource, skipped: Counter[str]) -> Iterator[tuple[st
                     yield from _rows_of(batch, source.min_scores, fields, skipped)
         except FileNotFoundError as error:
             raise DataError(f"{where}: the file {path} does not exist; correct the path") from error
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
             raise DataError(
                 f"{where}: {path} is not a whole Parquet file ({' '.join(str(error).split())}); "
                 "copy it again"

@@ -13,12 +13,16 @@ from typing import BinaryIO, cast
 
 from hyperadapter.core.errors import DataError
 
-__all__ = ["BadLines", "iter_lines", "open_binary"]
+__all__ = ["TOO_LONG", "BadLines", "iter_lines", "open_binary"]
 
 # A file with a larger share of bad lines is not what the user thinks. So many bad ones are enough
 # to say so before the end of a long file.
 _MAX_BAD_SHARE = 0.01
 _EARLY_BAD_LINES = 1_000
+
+# No sentence is as long as this; a file without line ends must not fill the memory.
+_MAX_LINE_BYTES = 1_000_000
+TOO_LONG = "line too long"
 
 
 @contextmanager
@@ -65,10 +69,11 @@ def _damaged(path: Path, error: Exception) -> DataError:
     )
 
 
-def iter_lines(path: Path, where: str) -> Iterator[str]:
+def iter_lines(path: Path, where: str) -> Iterator[str | None]:
     """Yields the lines of a UTF-8 file without their ends.
 
-    Lines end at `\\n` only: other separators of Unicode are text, as for `wc` and Moses.
+    Lines end at `\\n` only: other separators of Unicode are text, as for `wc` and Moses. None
+    stands for a line of a megabyte or more, which callers count as `TOO_LONG`.
 
     Raises:
         DataError: The file is missing, unreadable, damaged, or not UTF-8.
@@ -76,9 +81,14 @@ def iter_lines(path: Path, where: str) -> Iterator[str]:
     number = 0
     with open_binary(path, where) as stream:
         try:
-            for line in stream:
+            while line := stream.readline(_MAX_LINE_BYTES):
                 number += 1
-                yield line.decode("utf-8").rstrip("\r\n")
+                if len(line) < _MAX_LINE_BYTES or line.endswith(b"\n"):
+                    yield line.decode("utf-8").rstrip("\r\n")
+                    continue
+                while line and not line.endswith(b"\n"):
+                    line = stream.readline(_MAX_LINE_BYTES)
+                yield None
         except UnicodeDecodeError as error:
             raise DataError(
                 f"{path}:{number} is not UTF-8: byte 0x{error.object[error.start]:02x} at position "

@@ -20,6 +20,7 @@ __all__ = ["iter_rows"]
 _XML_LANG = "{http://www.w3.org/XML/1998/namespace}lang"
 # Elements that hold the codes of a native format rather than text; <hi> and <sub> hold text.
 _CODES = {"bpt", "ept", "it", "ph", "ut"}
+_ELSEWHERE = "\0"  # an entity that the file defines, which XML text cannot be
 
 
 def iter_rows(source: TmxSource, skipped: Counter[str]) -> Iterator[tuple[str, str]]:
@@ -46,6 +47,8 @@ def iter_rows(source: TmxSource, skipped: Counter[str]) -> Iterator[tuple[str, s
                 first, second = row
                 if missing:
                     skipped[f"no text in {' and '.join(missing)}"] += 1
+                elif _ELSEWHERE in f"{first}{second}":
+                    skipped["text stands elsewhere"] += 1
                 elif first and second:
                     yield first, second
                 else:
@@ -86,7 +89,9 @@ def _texts(element: Any) -> Iterator[str]:
     """Yields the text of a segment, without the codes in it but with the text between them."""
     yield element.text or ""
     for child in element:
-        if isinstance(child.tag, str) and etree.QName(child).localname not in _CODES:
+        if child.tag is etree.Entity:
+            yield _ELSEWHERE
+        elif isinstance(child.tag, str) and etree.QName(child).localname not in _CODES:
             yield from _texts(child)
         yield child.tail or ""
 

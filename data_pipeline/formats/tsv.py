@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipeline.formats.text_files import BadLines, iter_lines
+from data_pipeline.formats.text_files import TOO_LONG, BadLines, iter_lines
 from data_pipeline.sources import TsvSource
 
 __all__ = ["iter_rows"]
@@ -31,6 +31,9 @@ def iter_rows(source: TsvSource, skipped: Counter[str]) -> Iterator[tuple[str, s
     )
     count = 0
     for count, line in enumerate(iter_lines(path, where), 1):
+        if line is None:
+            skipped[TOO_LONG] += 1
+            continue
         fields = line.split("\t")
         if not line.strip():
             skipped["empty line"] += 1

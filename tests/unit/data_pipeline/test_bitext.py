@@ -143,7 +143,10 @@ def test_catalogs_have_english_on_either_side(
     texts = {"en": "yes", "de": "ja"}
     found = list(iter_pairs(source, pair, [tmp_path / "po"], Counter()))
     assert found == [SentencePair(texts[pair[0]], texts[pair[1]], "catalog")]
-    assert catalog_languages(source, [tmp_path / "po"]) == (("de",), {"xx_YY": 1})
+    assert catalog_languages(source, [tmp_path / "po"]) == (("de",), {"xx_YY": 1}, ())
+    (tmp_path / "po" / "fr.po.gz").touch()
+    ignored = catalog_languages(source, [tmp_path / "po"]).ignored
+    assert ignored == (f"{tmp_path}/po/fr.po.gz",)
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.cleaning.clean import (
-    PairCleaner,
-    Reason,
-    normalise_placeholders,
-    strip_accelerators,
-    strip_markup,
-)
+from data_pipeline.cleaning.clean import PairCleaner
+from data_pipeline.cleaning.reasons import Reason
 from data_pipeline.config import CleanConfig
 from hyperadapter.core.languages import known_languages, script_of
 
@@ -27,93 +22,6 @@ def reason(a: str, b: str, lang: str = "de", **config: object) -> str | None:
     kept = list(cleaner.clean(a, b))
     assert len(kept) + cleaner.dropped.total() == 1
     return None if kept else next(iter(cleaner.dropped))
-
-
-@pytest.mark.parametrize(
-    ("raw", "bare"),
-    [
-        ("<strong>plus</strong> tax", "plus tax"),
-        ('See <a href="x.html">the guide</a>.', "See the guide."),
-        ("Father<br/>Mother", "Father Mother"),
-        ("one<!-- not\nthis -->", "one"),
-        ("Settings&hellip;", "Settings…"),
-        ("Terms &amp; conditions", "Terms & conditions"),
-        ("People with <count> children", "People with <count> children"),
-        ("a < b and b > c", "a < b and b > c"),
-        ("<Base> of a <body>building", "<Base> of a building"),
-    ],
-)
-def test_markup(raw: str, bare: str) -> None:
-    assert strip_markup(raw) == bare
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "bare_a", "bare_b"),
-    [
-        ("_File", "_Datei", "File", "Datei"),
-        ("E_xit", "Q_uitter", "Exit", "Quitter"),
-        ("&Open", "Ö&ffnen", "Open", "Öffnen"),
-        ("_Find", "検索(_F)", "Find", "検索"),
-        ("_Find", "찾기 (&F)", "Find", "찾기"),
-        ("_Place:", "م_كان:", "Place:", "مكان:"),
-        ("LDS _Temple:", "Храм _СПД:", "LDS Temple:", "Храм СПД:"),
-        ("file_name", "Datei_Name", "file_name", "Datei_Name"),
-        ("MAX_SIZE", "MAX_SIZE", "MAX_SIZE", "MAX_SIZE"),
-        ("AT&T", "AT&T", "AT&T", "AT&T"),
-        ("Name_Editor_dialog", "_Dialog", "Name_Editor_dialog", "_Dialog"),
-        ("Check-in & Validity", "Check-in & Gültigkeit", "Check-in & Validity", None),
-        ("a b c d e f g h _i", "_x", "a b c d e f g h _i", "_x"),
-    ],
-)
-def test_accelerators(a: str, b: str, bare_a: str, bare_b: str | None) -> None:
-    assert strip_accelerators(a, b) == (bare_a, bare_b or b)
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "expected"),
-    [
-        (
-            "%(name)s died on %(date)s.",
-            "Am %(date)s starb %(name)s.",
-            ("{0} died on {1}.", "Am {1} starb {0}."),
-        ),
-        (
-            "{agent} from {country}",
-            "{country}から{agent}",
-            ("{0} from {1}", "{1}から{0}"),
-        ),
-        ("%s of %s", "%s von %s", ("{0} of {1}", "{0} von {1}")),
-        ("%1$s of %2$s", "%2$s: %1$s", ("{0} of {1}", "{1}: {0}")),
-        ("{x} and {x}", "{x} y {x}", ("{0} and {0}", "{0} y {0}")),
-        ("Delete %s?", "%sを削除しますか", ("Delete {0}?", "{0}を削除しますか")),
-        ("${count} items", "${count} Elemente", ("{0} items", "{0} Elemente")),
-        ("$h hours", "$h Stunden", ("{0} hours", "{0} Stunden")),
-        ("By {{ author }}", "Von {{author}}", ("By {0}", "Von {0}")),
-        ("Record @id@", "Запис @id@", ("Record {0}", "Запис {0}")),
-        ("%(rate)s%% tax", "%(rate)s%% MwSt.", ("{0}% tax", "{0}% MwSt.")),
-        ("costs $100", "kostet 100 $", ("costs $100", "kostet 100 $")),
-        ("a 50% discount", "50% de réduction", ("a 50% discount", "50% de réduction")),
-        ("100 %", "100 %", ("100 %", "100 %")),
-        ("{n} of {m}", "{n} von", Reason.PLACEHOLDERS),
-        ("%d files", "%s Dateien", Reason.PLACEHOLDERS),
-        ("{x} {x}", "{x}", Reason.PLACEHOLDERS),
-        ("open {", "auf {", Reason.UNKNOWN_MARKUP),
-        ("{n, plural, one {# day}}", "{n, plural, one {# day}}", Reason.UNKNOWN_MARKUP),
-        ("Imported %Y/%m", "Importiert %Y/%m", Reason.UNKNOWN_MARKUP),
-        ("[[Main Page]]", "[[Hauptseite]]", Reason.UNKNOWN_MARKUP),
-    ],
-)
-def test_placeholders(a: str, b: str, expected: object) -> None:
-    assert normalise_placeholders(a, b) == expected
-
-
-@given(st.permutations(["%(a)s", "%(b)s", "${c}", "{d}", "@e@"]))
-def test_placeholders_follow_their_names_in_any_order(order: list[str]) -> None:
-    names = ["%(a)s", "%(b)s", "${c}", "{d}", "@e@"]
-    result = normalise_placeholders(" und ".join(names), " or ".join(order))
-    assert not isinstance(result, Reason)
-    assert result[0] == "{0} und {1} und {2} und {3} und {4}"
-    assert result[1] == " or ".join(f"{{{names.index(name)}}}" for name in order)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +47,12 @@ def test_placeholders_follow_their_names_in_any_order(order: list[str]) -> None:
         ("Registered software", "Программное обеспечение", "de", Reason.WRONG_SCRIPT),
         ("Registered software", "Software registrado", "el", Reason.WRONG_SCRIPT),
         ("Bold title here", "Title here, bold!", "de", Reason.ENGLISH_COPY),
+        ("America/Thunder_Bay", "Amerika/Thunder Bay", "de", Reason.IDENTIFIER),
+        ("MAX_SIZE", "MAX_GRÖSSE", "de", Reason.IDENTIFIER),
+        ("Network;Wireless;", "Netzwerk;Funk;", "de", Reason.IDENTIFIER),
+        ("On/Off", "Ein/Aus", "de", None),
+        ("Save it; then close it", "Speichern; dann schließen", "de", None),
+        ("a " * 10_001, "b", "de", Reason.TOO_LONG),
         ("Unicode UTF-8 (recommended)", "Unicode UTF-8 (empfohlen)", "de", Reason.ENGLISH_COPY),
     ],
 )
@@ -202,6 +116,25 @@ def test_white_space_and_composition() -> None:
     ]
 
 
+def test_control_characters_go() -> None:
+    assert clean("Save\x07 it", "Datei\x92 sichern\x1b\x7f") == [("Save it", "Datei sichern")]
+
+
+@pytest.mark.parametrize(
+    ("lang", "raw", "tidy"),
+    [
+        ("ja", "完全バック\nアップで\n  復元", "完全バックアップで復元"),
+        ("ja", "圧縮は\nGzip で行います", "圧縮は Gzip で行います"),
+        ("zh-Hans", "这是，\n一个词", "这是，一个词"),
+        ("th", "ภาษา\nไทย", "ภาษาไทย"),
+        ("my", "မြန်\nမာ", "မြန်မာ"),
+        ("ko", "한국어\n문장", "한국어 문장"),
+    ],
+)
+def test_lines_end_inside_words_where_words_have_no_spaces(lang: str, raw: str, tidy: str) -> None:
+    assert clean("Some wrapped text", raw, lang) == [("Some wrapped text", tidy)]
+
+
 def test_each_language_has_a_script_that_cleaning_knows() -> None:
     for code in known_languages():
         assert script_of(code)
@@ -211,12 +144,25 @@ def test_each_language_has_a_script_that_cleaning_knows() -> None:
         )
 
 
-@given(st.text(max_size=30), st.text(max_size=30))
-def test_the_counts_add_up(a: str, b: str) -> None:
+sides = st.text(st.sampled_from("aé中%s{}_&<|0 \t\u200b\x85"), max_size=30)
+
+
+@given(sides, sides)
+def test_every_paragraph_is_kept_or_counted(a: str, b: str) -> None:
     cleaner = PairCleaner(("en", "de"), CleanConfig())
-    num_kept = len(list(cleaner.clean(a, b)))
-    assert num_kept + cleaner.dropped.total() >= 1
+    kept = [len(list(cleaner.clean(a, b))) for _ in range(2)]
+    assert kept[0] == kept[1]
+    assert 2 * kept[0] + cleaner.dropped.total() == 2
+    list(cleaner.clean("\n\n".join([a or "-"] * 3), "\n\n".join([b or "-"] * 3)))
     assert set(cleaner.dropped) <= {reason.value for reason in Reason}
+
+
+@given(st.integers(1, 4), st.lists(sides.filter(str.strip), min_size=1, max_size=4))
+def test_as_many_paragraphs_come_out_or_are_counted_as_go_in(count: int, texts: list[str]) -> None:
+    cleaner = PairCleaner(("en", "de"), CleanConfig())
+    english = "\n\n".join(["Hello there"] * len(texts))
+    num_kept = sum(len(list(cleaner.clean(english, "\n\n".join(texts)))) for _ in range(count))
+    assert num_kept + cleaner.dropped.total() == count * len(texts)
 
 
 @given(st.text(max_size=40), st.text(max_size=40))

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from data_pipeline.cleaning import language_id
-from data_pipeline.cleaning.clean import PairCleaner, Reason
+from data_pipeline.cleaning.clean import PairCleaner
 from data_pipeline.cleaning.language_id import LanguageFilter, label_of
+from data_pipeline.cleaning.reasons import Reason
 from data_pipeline.config import CleanConfig, LanguageIdConfig
 
 

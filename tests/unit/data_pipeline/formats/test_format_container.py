@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -64,3 +65,19 @@ def test_a_damaged_member_and_a_file_that_went_away(tmp_path: Path) -> None:
             container.read(f"{wheel}/de.po")
         with pytest.raises(DataError, match=r"y\.po cannot be read .*No such file"):
             container.read(str(gone))
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "po" / "secret").mkdir(parents=True)
+    scan = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"po/secret cannot be read \(Permission denied\)"):
+        Container([tmp_path])

@@ -69,10 +69,10 @@ def test_titles_paragraphs_and_items(tmp_path: Path) -> None:
     skipped: Counter[str] = Counter()
     expected = [
         ("manipulate archives", "Archive bearbeiten"),
-        ("Zoo is used to create archives.", "Zoo erzeugt Archive."),
+        ("Zoo is used to create\narchives.", "Zoo erzeugt\nArchive."),
         ("It can:", "Es kann:"),
         ("pack", "packen"),
-        ("unpack, also old ones", "auspacken, auch alte"),
+        ("unpack, also\nold ones", "auspacken, auch alte"),
         ("The end.", "Das Ende."),
         ("third", "drittes"),
     ]

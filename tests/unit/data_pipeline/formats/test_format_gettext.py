@@ -260,14 +260,58 @@ def test_all_roots_are_read_in_order_of_their_names(tmp_path: Path) -> None:
     assert list(iter_rows(roots, "de", Counter())) == [("x", "a"), ("x", "b")]
 
 
-# Carriage returns are escaped in catalogs, but polib does not write them so.
+@pytest.mark.parametrize(
+    ("english", "target", "expected"),
+    [
+        ("?plural:Texans", "Texaner", ("Texans", "Texaner")),
+        ("?unit name:Horse", "?unit name:Pferd", ("Horse", "Pferd")),
+        ("?size/risk (of [x]):Sz", "Gr", ("Sz", "Gr")),
+        ("paper size|Letter", "Brief", ("Letter", "Brief")),
+        ("Name|class", "Name|Klasse", ("Name|class", "Name|Klasse")),
+        ("this | that", "dies oder das", ("this | that", "dies oder das")),
+        ("Really?no:yes", "Wirklich?", ("Really?no:yes", "Wirklich?")),
+    ],
+)
+def test_a_context_before_the_text_goes(
+    tmp_path: Path, english: str, target: str, expected: tuple[str, str]
+) -> None:
+    path = tmp_path / "de.po"
+    path.write_text(po(f'msgid "{english}"\nmsgstr "{target}"\n'), encoding="utf-8")
+    assert list(iter_rows([path], "de", Counter())) == [expected]
+
+
+@pytest.mark.parametrize(
+    "rule", ["n/0", "1/(n-1)", "n" + "*9999999999" * 50, "(" * 500, "n+" * 5000 + "1"]
+)
+def test_a_plural_rule_that_cannot_be_computed(tmp_path: Path, rule: str) -> None:
+    path = tmp_path / "de.po"
+    header = f'msgid ""\nmsgstr "Plural-Forms: nplurals=2; plural={rule};\\n"\n\n'
+    message = 'msgid "%d a"\nmsgid_plural "%d b"\nmsgstr[0] "x"\nmsgstr[1] "y"\n'
+    path.write_text(header + message, encoding="utf-8")
+    skipped: Counter[str] = Counter()
+    assert list(iter_rows([path], "de", skipped)) == []
+    assert skipped.total() == 1
+
+
+def test_a_character_set_for_no_text(tmp_path: Path) -> None:
+    header = 'msgid ""\nmsgstr "Content-Type: text/plain; charset=rot13\\n"\n'
+    (tmp_path / "de.po").write_text(header, encoding="utf-8")
+    skipped: Counter[str] = Counter()
+    assert list(iter_rows([tmp_path], "de", skipped)) == []
+    assert skipped == {"unreadable catalog": 1}
+
+
+# Carriage returns are escaped in catalogs, but polib does not write them so. A bar ends a context.
 TEXT = st.text(
-    st.characters(exclude_categories=["Cs", "Cc"], include_characters="\n\t"), min_size=1
+    st.characters(
+        exclude_categories=["Cs", "Cc"], include_characters="\n\t", exclude_characters="|"
+    ),
+    min_size=1,
 ).filter(str.strip)
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.dictionaries(TEXT, TEXT, max_size=5))
+@given(st.dictionaries(TEXT, TEXT.map("- ".__add__), max_size=5))
 def test_what_polib_writes_is_read_back(messages: dict[str, str]) -> None:
     catalog = polib.POFile(wrapwidth=0)
     catalog.metadata = {"Content-Type": "text/plain; charset=UTF-8"}

@@ -80,3 +80,9 @@ def test_pages_without_english_or_content(tmp_path: Path) -> None:
     page = next((tmp_path / "de").rglob("x.html"))
     page.write_bytes(b"")
     assert list(iter_rows([tmp_path], "de", Counter())) == []
+
+
+def test_what_the_tools_of_the_help_did_not_find_is_skipped(tmp_path: Path) -> None:
+    english = '<p id="a">[text/a.xhp#b_1 not found].</p><p id="b">One</p><p id="c">Two</p>'
+    german = '<p id="a">Eins</p><p id="b">D\'oh! You found a bug</p><p id="c">Zwei</p>'
+    assert rows(tmp_path, english, german) == ([("Two", "Zwei")], {"text was missing": 2})

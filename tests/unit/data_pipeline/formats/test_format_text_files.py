@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import lzma
 import re
+import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.formats.text_files import BadLines, iter_lines, open_binary
+from data_pipeline.formats import jsonl, moses, text_files, tsv
+from data_pipeline.formats.text_files import TOO_LONG, BadLines, iter_lines, open_binary
+from data_pipeline.sources import JsonlSource, MosesSource, TsvSource
 from hyperadapter.core.errors import DataError
 
 WHERE = "source 'toy'"
@@ -104,3 +108,44 @@ def test_one_bad_line_in_a_hundred_is_allowed(num_bad: int) -> None:
     assert str(caught.value) == (
         "source 'toy': 2 of 100 lines are bad; the first, a:1. Correct them"
     )
+
+
+@given(st.lists(st.integers(0, 40), max_size=6), st.booleans())
+def test_a_line_too_long_is_none(lengths: list[int], has_end: bool) -> None:
+    lines = [chr(ord("a") + i) * length for i, length in enumerate(lengths)]
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_files, "_MAX_LINE_BYTES", 12)
+        path = Path(folder) / "x.txt"
+        path.write_text("\n".join(lines) + "\n" * (has_end and bool(lines)), encoding="utf-8")
+        found = list(iter_lines(path, WHERE))
+    if lines and not has_end and not lines[-1]:
+        lines.pop()  # a file that ends in a line end has no empty line after it
+    assert found == [line if len(line) < 12 else None for line in lines]
+
+
+def test_a_line_too_long_is_counted_and_keeps_files_aligned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_files, "_MAX_LINE_BYTES", 100)
+    names = {"languages": ("en", "de"), "name": "x"}
+    for name, text in {
+        "a": f"one\n{'b' * 300}\nthree\n",
+        "b": "eins\nzwei\ndrei\n",
+        "t": f"one\teins\n{'b' * 300}\tx\nthree\tdrei\n",
+        "j": f'{{"a":"one","b":"eins"}}\n{{"a":"{"b" * 300}"}}\n{{"a":"three","b":"drei"}}\n',
+    }.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    a, b, t, j = (str(tmp_path / name) for name in "abtj")
+    pair = MosesSource.model_validate({"format": "moses", "paths": (a, b)} | names)
+    table = TsvSource.model_validate({"format": "tsv", "path": t} | names)
+    objects = JsonlSource.model_validate(
+        {"format": "jsonl", "paths": (j,), "fields": ("a", "b")} | names
+    )
+    skipped = [Counter[str]() for _ in range(3)]
+    for rows in (
+        moses.iter_rows(pair, skipped[0]),
+        tsv.iter_rows(table, skipped[1]),
+        jsonl.iter_rows(objects, skipped[2]),
+    ):
+        assert list(rows) == [("one", "eins"), ("three", "drei")]
+    assert skipped == [{TOO_LONG: 1}] * 3

@@ -110,3 +110,13 @@ def test_what_is_written_is_read_back(
     path = tmp_path_factory.getbasetemp() / "written.tmx"
     path.write_bytes(document("".join(unit(en=escape(a), de=escape(b)) for a, b in pairs)))
     assert list(iter_rows(tmx(path), Counter())) == pairs
+
+
+def test_a_text_with_an_entity_of_the_file_is_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "x.tmx"
+    units = unit(en="Open &prod; now", de="Jetzt &prod; öffnen") + unit(en="a<!-- b -->c", de="d")
+    content = document(units).replace(b' SYSTEM "tmx14.dtd"', b' [<!ENTITY prod "x">]')
+    path.write_bytes(content)
+    skipped: Counter[str] = Counter()
+    assert list(iter_rows(tmx(path), skipped)) == [("ac", "d")]
+    assert skipped == {"text stands elsewhere": 1}
