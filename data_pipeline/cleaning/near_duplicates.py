@@ -30,7 +30,13 @@ from numpy.typing import NDArray
 
 from data_pipeline.bitext import SPLITS, LanguagePair, SentencePair, format_line, split_path
 from data_pipeline.cleaning.clean_manifest import SplitCounts, add_splits
-from data_pipeline.cleaning.ngrams import Hashes, contained_share, hash_texts, is_in, places_in
+from data_pipeline.cleaning.ngrams import (
+    Hashes,
+    HashPlaces,
+    contained_share,
+    hash_texts,
+    is_in,
+)
 from data_pipeline.cleaning.pair_corpus import count_rows, processes_for, unmarked_path
 from data_pipeline.cleaning.split import normalise
 from data_pipeline.config import DataConfig
@@ -197,10 +203,11 @@ def _scan(task: _ScanTask) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Returns which held-out hashes a piece of train has, for both sides."""
     wanted = [_load(task.folder, code) for code in task.pair]
     found = [np.zeros(len(hashes), np.bool_) for hashes in wanted]
+    places = [HashPlaces(hashes) for hashes in wanted]
     for rows in _iter_batches(task.path, task.start, task.end):
         for side, code in enumerate(task.pair):
             texts = hash_texts([normalise(row[side + 1]) for row in rows], code)
-            found[side][places_in(texts.all(), wanted[side])] = True
+            found[side][places[side].find(texts.all())] = True
     return np.flatnonzero(found[0]), np.flatnonzero(found[1])
 
 

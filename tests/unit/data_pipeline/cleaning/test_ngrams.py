@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.cleaning import ngrams
-from data_pipeline.cleaning.ngrams import contained_share, hash_texts, is_in, places_in
+from data_pipeline.cleaning.ngrams import HashPlaces, contained_share, hash_texts, is_in
 from data_pipeline.cleaning.split import normalise
 
 
@@ -88,8 +88,21 @@ def test_hashes_are_the_same_in_every_process_and_after_words_are_forgotten(
 
 def test_places_of_known_hashes() -> None:
     known = np.array([3, 5, 9], np.uint64)
-    assert places_in(np.array([9, 4, 3, 11, 9], np.uint64), known).tolist() == [2, 0, 2]
-    assert places_in(known, np.empty(0, np.uint64)).tolist() == []
+    found = HashPlaces(known).find(np.array([9, 4, 3, 11, 9], np.uint64))
+    assert found.tolist() == [2, 0, 2]
+    assert HashPlaces(np.empty(0, np.uint64)).find(known).tolist() == []
+
+
+@given(
+    st.lists(st.integers(0, 2**64 - 1), unique=True, max_size=300),
+    st.lists(st.integers(0, 2**64 - 1), max_size=100),
+    st.integers(0, 300),
+)
+def test_the_bit_map_hides_nothing(known: list[int], others: list[int], shared: int) -> None:
+    hashes = np.array(sorted(known), np.uint64)
+    asked = others + known[:shared]
+    expected = [sorted(known).index(value) for value in asked if value in known]
+    assert HashPlaces(hashes).find(np.array(asked, np.uint64)).tolist() == expected
 
 
 @pytest.mark.parametrize(("language", "length"), [("zh-Hans", 10), ("ja", 10), ("th", 20)])
