@@ -173,13 +173,16 @@ class MixingPhase(StrictModel):
     """Another mixture from a step on."""
 
     from_step: int = Field(ge=1, description="First optimizer step (counted from 0) that has it")
-    mixing: MixingConfig
+    mixing: MixingConfig = Field(description="The mixture")
 
 
 class StreamConfig(StrictModel):
     """Mixing of directions and batching."""
 
-    mixing: MixingConfig = TemperatureMixing(kind="temperature", temperature=5.0)
+    mixing: MixingConfig = Field(
+        default=TemperatureMixing(kind="temperature", temperature=5.0),
+        description="How often each direction is seen",
+    )
     phases: tuple[MixingPhase, ...] = Field(
         default=(), description="Changes of the mixture, by ascending step"
     )

@@ -131,7 +131,7 @@ def test_what_changed_is_decoded_again(tiny_run: MakeRun, decoded: list[str], ch
         run.save(step=200, seed=2)
     elif change == "settings":
         config = config.model_copy(
-            update={"evaluation": config.evaluation.model_copy(update={"beam_size": 1})}
+            update={"evaluation": config.evaluation.model_copy(update={"max_length_extra": 1})}
         )
     elif change == "hyp":
         write_text(folder / "en-de.hyp.txt", "\n".join(before[:5]))
