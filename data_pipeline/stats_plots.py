@@ -18,6 +18,7 @@ __all__ = ["plot_corpus", "plot_drops", "plot_tokenizer"]
 _BAR_INCHES = 0.28
 _MAX_BARS = 40  # language pairs with a bar of their own
 _MAX_PARTS = 9  # colours that can be told apart, and one for all others
+_LEGEND_CHARACTERS = 22  # of a label, so that four stand side by side
 _LANGUAGES_A_ROW = 50
 
 Bars = dict[str, Mapping[str, int]]
@@ -120,7 +121,9 @@ def _plot_stacked(bars: Bars, label: str, title: str, path: Path) -> None:
     axes.set_xlabel(label)
     axes.set_title(title)
     if most:
-        figure.legend(loc="outside lower center", ncols=4, frameon=False)
+        widest = max(map(len, most[:_MAX_PARTS]))
+        columns = 2 if widest > _LEGEND_CHARACTERS else 4
+        figure.legend(loc="outside lower center", ncols=columns, frameon=False)
     _save(figure, path)
 
 
