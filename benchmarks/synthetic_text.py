@@ -21,7 +21,7 @@ __all__ = ["BOS_ID", "EOS_ID", "PAD_ID", "CorpusSpec", "FlatCorpus", "PairTokens
 # As data_pipeline/tokenizer.py has them.
 PAD_ID, BOS_ID, EOS_ID, FIRST_PIECE = 0, 2, 3, 4
 
-_LENGTH_SIGMA = 0.6  # of the logarithm of a sentence's length, as in the corpora of docs/LOG.md
+_LENGTH_SIGMA = 0.6  # of the logarithm of a sentence's length; an assumption
 _RATIO_SIGMA = 0.2  # of the logarithm of the ratio of a pair's two lengths
 _LONGEST = 255  # pieces; the end mark makes 256
 _POOL = 1 << 22
