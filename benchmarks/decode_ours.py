@@ -22,6 +22,7 @@ from data_pipeline.ragged import Ragged
 from data_pipeline.stream.batching import BatchLayout, build_prompts
 from hyperadapter.config import EvaluationConfig, ModelConfig
 from hyperadapter.core.languages import parse_direction
+from hyperadapter.core.heap import keep_freed_memory
 from hyperadapter.core.schema import parse_config
 from hyperadapter.evaluation.search import beam_search
 from hyperadapter.model.adapters import Adapters, LayerAdapter
@@ -122,6 +123,7 @@ def main() -> None:
     parser.add_argument("name", choices=KINDS)
     parser.add_argument("task", type=Path)
     arguments = parser.parse_args()
+    keep_freed_memory()  # as the command does
     serve_translator(partial(_build, arguments.name), arguments.task)
 
 

@@ -26,6 +26,7 @@ from benchmarks.model_data import ModelData, pack, split_by_direction
 from benchmarks.step_loop import LABEL_SMOOTHING, Built, StepSpec, Unit, serve_model, serve_peaks
 from data_pipeline.stream.batching import MicroBatch, PackedBatch
 from hyperadapter.config import ModelConfig
+from hyperadapter.core.heap import keep_freed_memory
 from hyperadapter.core.schema import parse_config
 from hyperadapter.model.adapters import LayerAdapter
 from hyperadapter.model.batch import Batch
@@ -144,6 +145,7 @@ def main() -> None:
     parser.add_argument("spec", type=Path)
     arguments = parser.parse_args()
     spec = StepSpec.read(arguments.spec)
+    keep_freed_memory()  # as a run does
     if arguments.name == "peaks":
         serve_peaks(spec)
     else:

@@ -20,6 +20,7 @@ import click
 
 from hyperadapter import __version__
 from hyperadapter.core.errors import ConfigError, DataError, HyperAdapterError
+from hyperadapter.core.heap import keep_freed_memory
 
 if TYPE_CHECKING:
     from hyperadapter.config import RunConfig
@@ -414,6 +415,7 @@ def translate(
     from hyperadapter.core.schema import load_config
     from hyperadapter.evaluation.translate import Translator, choose_device
 
+    keep_freed_memory()
     overrides = () if beam_size is None else (f"evaluation.beam_size={beam_size}",)
     config = load_config(RunConfig, run_dir / "config.yaml", overrides)
     checkpoint = newest_checkpoint(run_dir)

@@ -19,6 +19,7 @@ from hyperadapter.config import RunConfig
 from hyperadapter.core.errors import ConfigError, DataError, Interrupted, TrainingError
 from hyperadapter.core.events import read_metric
 from hyperadapter.core.files import locked, read_json, write_json
+from hyperadapter.core.heap import keep_freed_memory
 
 if TYPE_CHECKING:
     from data_pipeline.config import DataConfig
@@ -190,6 +191,7 @@ def evaluate(config: RunConfig, split: HeldOutSplit) -> EvaluationResult:
 
     run_dir = Path(config.run_dir)
     device = choose_device(config.training.device)
+    keep_freed_memory()
     result = evaluate_run(run_dir, config, split, device=device)
     with open_tracker(config, owns_status=False) as tracker:
         tracker.log_metrics(_flat_scores(result), result.step)

@@ -9,7 +9,8 @@ For N target tokens with hidden states h, embedding matrix W [V, D] and targets 
 known in closed form, so the forward pass computes it chunk by chunk and logits exist for
 `chunk_rows` target tokens at most.
 
-Shape legend: N target tokens, V pieces, E embedding rows (pieces and tags), D model.
+Shape legend: N target tokens, V pieces, E embedding rows (pieces and tags), D model,
+C target tokens of a chunk.
 """
 
 from __future__ import annotations
@@ -36,6 +37,16 @@ def chunk_rows(num_pieces: int, device: torch.device) -> int:
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
+    """Reads and writes each chunk of logits as seldom as it can.
+
+    The mean of a token's logits is h . mean(W). The gradient of the logits is
+
+        exp(z - top) / total - (1 - epsilon) onehot(y) - epsilon / V,
+
+    whose division and last term are applied to its products with W and h instead, which are V / D
+    times smaller.
+    """
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -47,39 +58,46 @@ class _LinearCrossEntropy(torch.autograd.Function):
         needed: tuple[bool, bool],
     ) -> tuple[Tensor, Tensor]:
         weight_VD = embedding_ED[:num_pieces]
+        mean_D = weight_VD.mean(dim=0, dtype=torch.float32) if smoothing else None
         grad_hidden = torch.empty_like(hidden_ND) if needed[0] else None
         grad_embedding = torch.zeros_like(embedding_ED, dtype=torch.float32) if needed[1] else None
         nll = hidden_ND.new_zeros((), dtype=torch.float32)
         loss = nll.clone()
-        rows = chunk_rows(num_pieces, hidden_ND.device)
+        rows = max(1, min(chunk_rows(num_pieces, hidden_ND.device), hidden_ND.size(0)))
+        logits_CV = hidden_ND.new_empty(rows, num_pieces)
         for start in range(0, hidden_ND.size(0), rows):
             chunk = slice(start, start + rows)
             hidden, target = hidden_ND[chunk], target_N[chunk, None]
-            logits = (hidden @ weight_VD.t()).float()
+            logits = torch.mm(hidden, weight_VD.t(), out=logits_CV[: hidden.size(0)]).float()
             picked = logits.gather(1, target)
-            mean = logits.mean(dim=1, keepdim=True) if smoothing else picked
             top = logits.amax(dim=1, keepdim=True)
             exp = logits.sub_(top).exp_()
             total = exp.sum(dim=1, keepdim=True)
             log_total = total.log().add_(top)
             chunk_nll = (log_total - picked).sum()
             nll += chunk_nll
-            loss += (1 - smoothing) * chunk_nll + smoothing * (log_total - mean).sum()
+            loss += (1 - smoothing) * chunk_nll
+            if mean_D is not None:
+                loss += smoothing * (log_total.sum() - (hidden.float() @ mean_D).sum())
             if grad_hidden is None and grad_embedding is None:
                 continue
-            grad = exp.div_(total)
-            if smoothing:
-                grad.sub_(smoothing / num_pieces)
-            grad.scatter_add_(1, target, grad.new_full(target.shape, smoothing - 1.0))
-            grad = grad.to(weight_VD.dtype)
+            # The gradient of the logits times `total`, without the smoothing's last term.
+            grad = exp.scatter_add_(1, target, total * (smoothing - 1.0)).to(weight_VD.dtype)
             if grad_hidden is not None:
-                torch.mm(grad, weight_VD, out=grad_hidden[chunk])
+                torch.mm(grad, weight_VD, out=grad_hidden[chunk]).div_(total)
             if grad_embedding is not None:
+                scaled = (hidden / total).to(hidden.dtype)
                 if grad.dtype == grad_embedding.dtype:
-                    grad_embedding[:num_pieces].addmm_(grad.t(), hidden)
+                    grad_embedding[:num_pieces].addmm_(grad.t(), scaled)
                 else:
                     # In bf16: a product in bf16, added up over the chunks in fp32.
-                    grad_embedding[:num_pieces] += grad.t() @ hidden
+                    grad_embedding[:num_pieces] += grad.t() @ scaled
+        if mean_D is not None and grad_hidden is not None:
+            grad_hidden -= smoothing * mean_D
+        if mean_D is not None and grad_embedding is not None:
+            grad_embedding[:num_pieces] -= hidden_ND.sum(dim=0, dtype=torch.float32) * (
+                smoothing / num_pieces
+            )
         ctx.save_for_backward(
             grad_hidden,
             None if grad_embedding is None else grad_embedding.to(embedding_ED.dtype),

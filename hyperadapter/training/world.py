@@ -15,6 +15,7 @@ from torch import Tensor
 from cluster.local import launched_externally
 from hyperadapter.config import TrainingConfig
 from hyperadapter.core.errors import ConfigError
+from hyperadapter.core.heap import keep_freed_memory
 from hyperadapter.evaluation.translate import choose_device
 
 __all__ = ["World", "start_world"]
@@ -108,6 +109,8 @@ def start_world(config: TrainingConfig, timeout_s: float = 1800.0) -> Iterator[W
     rank, local_rank, size = _launcher_rank(os.environ)
     cuda = choose_device(config.device).type == "cuda"
     device = _gpu(local_rank) if cuda else torch.device("cpu")
+    if not cuda:
+        keep_freed_memory()
     # DeepSpeed reads all of these.
     settings = {
         "RANK": str(rank),
