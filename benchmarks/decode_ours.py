@@ -21,8 +21,8 @@ from benchmarks.decode_task import BOS_ID, DecodeTask, Output, Translator, serve
 from data_pipeline.ragged import Ragged
 from data_pipeline.stream.batching import BatchLayout, build_prompts
 from hyperadapter.config import EvaluationConfig, ModelConfig
-from hyperadapter.core.languages import parse_direction
 from hyperadapter.core.heap import keep_freed_memory
+from hyperadapter.core.languages import parse_direction
 from hyperadapter.core.schema import parse_config
 from hyperadapter.evaluation.search import beam_search
 from hyperadapter.model.adapters import Adapters, LayerAdapter
