@@ -20,6 +20,7 @@ __all__ = [
     "HyperNetworkConfig",
     "ModelConfig",
     "Part",
+    "RecoveryConfig",
     "RunConfig",
     "ScheduleConfig",
     "TrackingConfig",
@@ -221,6 +222,55 @@ class CheckpointConfig(StrictModel):
 
     every_steps: int = Field(ge=1, description="Save each so many steps, and at the end")
     keep: int = Field(default=2, ge=1, description="Newest checkpoints kept")
+    keep_every_steps: int = Field(
+        default=0, ge=0, description="Keep all whose step is a multiple of this; 0: none"
+    )
+    keep_best: int = Field(default=0, ge=0, description="Best checkpoints kept, by best_metric")
+    best_metric: str = Field(
+        default="valid/macro/nll", min_length=1, description="A metric of validation"
+    )
+    best_is: Literal["lowest", "highest"] = Field(
+        default="lowest", description="Which value of best_metric is the best"
+    )
+    background: bool = Field(
+        default=True, description="Train on while a copy in host memory is written to disk"
+    )
+
+    @model_validator(mode="after")
+    def _kept_ones_are_saved(self) -> CheckpointConfig:
+        if self.keep_every_steps % self.every_steps:
+            raise ValueError(
+                f"keep_every_steps {self.keep_every_steps} must be a multiple of every_steps "
+                f"{self.every_steps}"
+            )
+        return self
+
+
+class RecoveryConfig(StrictModel):
+    """What a run does about a loss or a gradient that goes wrong."""
+
+    max_rollbacks: int = Field(
+        default=3, ge=0, description="Returns to the last checkpoint, over all starts; 0: stop"
+    )
+    spike_factor: float = Field(
+        default=0.0,
+        ge=0,
+        description="A step whose loss is so many times the median of the steps before goes wrong; "
+        "0: only what is not finite",
+    )
+    hang_s: float = Field(
+        default=1800.0,
+        ge=0,
+        description="A rank without progress for so many seconds shows its stacks and ends the "
+        "run; 0: never",
+    )
+
+    @field_validator("spike_factor")
+    @classmethod
+    def _above_one(cls, factor: float) -> float:
+        if factor and factor <= 1:
+            raise ValueError(f"spike_factor {factor} must be above 1, or 0 for none")
+        return factor
 
 
 class ValidationConfig(StrictModel):
@@ -242,6 +292,9 @@ class TrainingConfig(StrictModel):
         default="fp32", description="Of forward and backward"
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(default=1, description="What DeepSpeed ZeRO shards")
+    offload_optimizer: bool = Field(
+        default=False, description="Keep the optimizer's state, and update, in host memory"
+    )
     micro_batch_tokens: int = Field(
         ge=8, description="Most tokens of one forward pass, padding included, on its longer side"
     )
@@ -273,6 +326,7 @@ class TrainingConfig(StrictModel):
     )
     checkpoint: CheckpointConfig
     validation: ValidationConfig
+    recovery: RecoveryConfig = RecoveryConfig()
     log_every_steps: int = Field(default=10, ge=1, description="Steps between log lines")
     health_every_steps: int = Field(
         default=500,
@@ -299,6 +353,18 @@ class TrainingConfig(StrictModel):
             raise ValueError(
                 "compile with zero_stage 3 fails in DeepSpeed; use zero_stage 1 or 2, or compile "
                 "false"
+            )
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
+        if (
+            self.checkpoint.keep_best
+            and self.validation.every_steps % self.checkpoint.every_steps
+            and self.checkpoint.every_steps % self.validation.every_steps
+        ):
+            raise ValueError(
+                f"checkpoint.keep_best needs checkpoints that are validated: one of "
+                f"checkpoint.every_steps {self.checkpoint.every_steps} and validation.every_steps "
+                f"{self.validation.every_steps} must be a multiple of the other"
             )
         if self.precision == "bf16" and self.zero_stage == 0:
             raise ValueError(

@@ -45,10 +45,13 @@ _OPERATIONAL: dict[str, Any] = {
     "training": {
         "num_processes",
         "device",
+        "zero_stage",
+        "offload_optimizer",
         "activation_checkpointing",
         "compile",
         "checkpoint",
         "validation",
+        "recovery",
         "log_every_steps",
         "health_every_steps",
     },
