@@ -1,46 +1,52 @@
-"""Where checkpoints lie, and which of them exist.
+"""Where checkpoints lie, and which of them exist and stay.
 
-    RUN_DIR/checkpoints/step-00000100/
-        state/...              sharded optimizer state, one part per rank
-        weights.safetensors    the whole model in fp32
-        manifest.json          step, world, and size and checksum of every file; comes last
-
-A checkpoint without a manifest does not exist: it is written as `step-00000100.part` and renamed.
+RUN_DIR/checkpoints/
+    step-00000100/
+        weights.safetensors         the whole model in fp32
+        optimizer/rank-*.safetensors    what the optimizer keeps, see checkpoint/pieces.py
+        progress.json               what training has cost
+        manifest.json               step, world, and size and checksum of every file; comes last
+    step-00000200.part/             being written: without a manifest a checkpoint is none
+    step-00000050.damaged/          found to differ from its manifest, and set aside
+    validation.json                 the metric by which the best are kept
 """
 
 from __future__ import annotations
 
-import errno
+import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
+from hyperadapter.config import CheckpointConfig
 from hyperadapter.core.errors import CheckpointError, ConfigError, DataError
-from hyperadapter.core.files import read_json, sha256_file, write_json
+from hyperadapter.core.files import read_json, sha256_file, sync_folder, write_json
 from hyperadapter.core.schema import StrictModel, parse_config
 
 __all__ = [
     "WEIGHTS_FILE",
     "CheckpointManifest",
     "FileRecord",
+    "best_checkpoints",
     "checkpoint_folder",
     "commit",
     "complete_checkpoints",
     "new_part_folder",
     "newest_checkpoint",
+    "note_value",
     "prune",
     "read_manifest",
-    "removed_on_failure",
+    "set_aside",
     "verify",
 ]
 
 WEIGHTS_FILE = "weights.safetensors"
 _MANIFEST = "manifest.json"
-_FULL_BYTES = 1_000_000
+_VALIDATION = "validation.json"
 _NAME = re.compile(r"^step-(\d{8,})$")
 
 
@@ -76,25 +82,6 @@ def new_part_folder(run_dir: Path, step: int) -> Path:
     return part
 
 
-@contextmanager
-def removed_on_failure(part: Path) -> Iterator[None]:
-    """Removes a part folder if the block fails, and names a full disk that torch does not name.
-
-    torch writes archives in C++ and reports a full disk as a RuntimeError.
-
-    Raises:
-        OSError: ENOSPC where torch raised a RuntimeError and the disk is full.
-    """
-    try:
-        yield
-    except BaseException as error:
-        full = part.exists() and shutil.disk_usage(part).free < _FULL_BYTES
-        shutil.rmtree(part, ignore_errors=True)
-        if full and isinstance(error, RuntimeError):
-            raise OSError(errno.ENOSPC, "the disk is full", str(part)) from error
-        raise
-
-
 def commit(part: Path, *, step: int, values: Mapping[str, str | int]) -> Path:
     """Writes the manifest of a part folder and gives the folder its final name.
 
@@ -114,6 +101,7 @@ def commit(part: Path, *, step: int, values: Mapping[str, str | int]) -> Path:
     if final.exists():
         shutil.rmtree(final)
     part.rename(final)
+    sync_folder(final.parent)
     return final
 
 
@@ -178,11 +166,53 @@ def verify(checkpoint: Path) -> CheckpointManifest:
     return manifest
 
 
-def prune(run_dir: Path, keep: int) -> None:
-    """Removes all but the newest `keep` complete checkpoints, and left-over parts."""
-    for _, path in complete_checkpoints(run_dir)[:-keep]:
-        # Without its manifest the checkpoint is gone at once, even if this is interrupted.
-        (path / _MANIFEST).unlink()
-        shutil.rmtree(path)
+def set_aside(checkpoint: Path) -> Path:
+    """Renames a damaged checkpoint, so that it is none any more but can be looked at."""
+    aside = checkpoint.with_suffix(".damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    checkpoint.rename(aside)
+    return aside
+
+
+def note_value(run_dir: Path, metric: str, step: int, value: float) -> None:
+    """Remembers a metric of validation at a step; another metric begins anew."""
+    path = run_dir / "checkpoints" / _VALIDATION
+    values = _values(run_dir, metric) | {step: value}
+    tree = {"metric": metric, "values": {str(key): value for key, value in values.items()}}
+    write_json(path, tree)
+
+
+def _values(run_dir: Path, metric: str) -> dict[int, float]:
+    path = run_dir / "checkpoints" / _VALIDATION
+    tree: dict[str, Any] = read_json(path) if path.exists() else {}
+    if tree.get("metric") != metric:
+        return {}
+    return {int(step): value for step, value in tree["values"].items()}
+
+
+def best_checkpoints(run_dir: Path, config: CheckpointConfig) -> list[tuple[int, Path]]:
+    """Returns (step, folder) of the complete checkpoints that were validated, best first."""
+    values = _values(run_dir, config.best_metric)
+    sign = 1 if config.best_is == "lowest" else -1
+    found = [
+        (step, path)
+        for step, path in complete_checkpoints(run_dir)
+        if step in values and math.isfinite(values[step])
+    ]
+    return sorted(found, key=lambda item: (sign * values[item[0]], -item[0]))
+
+
+def prune(run_dir: Path, config: CheckpointConfig) -> None:
+    """Removes the complete checkpoints that need not be kept, and left-over parts."""
+    found = complete_checkpoints(run_dir)
+    kept = {step for step, _ in found[-config.keep :]}
+    kept |= {step for step, _ in best_checkpoints(run_dir, config)[: config.keep_best]}
+    if config.keep_every_steps:
+        kept |= {step for step, _ in found if step % config.keep_every_steps == 0}
+    for step, path in found:
+        if step not in kept:
+            # Without its manifest the checkpoint is gone at once, even if this is interrupted.
+            (path / _MANIFEST).unlink()
+            shutil.rmtree(path)
     for part in (run_dir / "checkpoints").glob("step-*.part"):
         shutil.rmtree(part, ignore_errors=True)

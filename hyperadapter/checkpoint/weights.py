@@ -26,7 +26,14 @@ from hyperadapter.core.languages import parse_direction
 from hyperadapter.model.seq2seq import Seq2Seq
 from hyperadapter.model.vocabulary import Vocabulary
 
-__all__ = ["LoadedModel", "WeightsInfo", "load_model", "load_weights", "save_weights"]
+__all__ = [
+    "LoadedModel",
+    "WeightsInfo",
+    "load_model",
+    "load_weights",
+    "save_tensors",
+    "save_weights",
+]
 
 _SHOWN = 5
 
@@ -100,7 +107,7 @@ class LoadedModel(NamedTuple):
 
 
 def save_weights(path: Path, state_dict: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes tensors and metadata atomically; a tensor under two names is written twice.
+    """Writes a model's tensors and metadata atomically; a tensor under two names is written twice.
 
     Args:
         path: The final name; its folder is made.
@@ -110,11 +117,20 @@ def save_weights(path: Path, state_dict: Mapping[str, Tensor], metadata: Mapping
     Raises:
         DiskFullError: The disk is full; the partial file has been removed.
     """
+    save_tensors(path, _separate(state_dict), metadata)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes contiguous tensors of the CPU, each with memory of its own, and metadata atomically.
+
+    Raises:
+        DiskFullError: The disk is full; the partial file has been removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with translate_disk_full(path):
-            _write(part, _separate(state_dict), dict(metadata))
+            _write(part, dict(tensors), dict(metadata))
             with open(part, "rb") as stream:
                 os.fsync(stream.fileno())
             os.replace(part, path)

@@ -23,6 +23,7 @@ __all__ = [
     "require_space",
     "resumable_directory",
     "sha256_file",
+    "sync_folder",
     "translate_disk_full",
     "write_json",
     "write_text",
@@ -174,6 +175,15 @@ def read_json(path: Path) -> Any:
         raise DataError(
             f"{path} is not valid JSON ({error}); delete it and make it anew"
         ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Flushes the names in a folder to disk, so that a rename survives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def sha256_file(path: Path) -> str:

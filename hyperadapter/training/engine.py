@@ -22,18 +22,17 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from hyperadapter.checkpoint.pieces import PieceReader
 from hyperadapter.config import Part, TrainingConfig
-from hyperadapter.core.errors import CheckpointError
 from hyperadapter.model.adapters import Adapters, RawAdapters
 from hyperadapter.model.batch import Batch
 from hyperadapter.model.parts import part_of
 from hyperadapter.model.seq2seq import LossSums, Seq2Seq
 from hyperadapter.training.optimizer import build_optimizer, set_learning_rate
 from hyperadapter.training.world import World
+from hyperadapter.training.zero import ZeroState
 
 __all__ = ["Engine", "StepResult", "deepspeed_config"]
-
-_STATE_TAG = "state"
 
 Observer = TypeVar("Observer", bound=Adapters)
 
@@ -55,7 +54,10 @@ def deepspeed_config(config: TrainingConfig, world_size: int) -> dict[str, Any]:
             # Its linear wrapper rounds differently from torch: 2e-3 after 50 steps of Adam.
             "memory_efficient_linear": False,
             "overlap_comm": config.device != "cpu" and torch.cuda.is_available(),
+            "offload_optimizer": {"device": "cpu" if config.offload_optimizer else "none"},
         },
+        # With offloading: AdamW as everywhere, which torch fuses on the CPU too.
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1_000_000_000,
         "wall_clock_breakdown": False,
     }
@@ -69,12 +71,14 @@ class StepResult(NamedTuple):
         nll: Sum of the negative log-likelihood, nats.
         grad_norm: Global norm before clipping, the same on all ranks.
         part_grad_norms: The same of each trained part of the model, where it was asked for.
+        bad_gradients: Parameters whose gradient is not finite, where that was asked for.
     """
 
     loss: Tensor
     nll: Tensor
     grad_norm: Tensor
     part_grad_norms: Mapping[Part, Tensor]
+    bad_gradients: tuple[str, ...] = ()
 
 
 class Engine:
@@ -84,6 +88,9 @@ class Engine:
         model: Initialised and frozen (`freeze`) equally on all ranks.
         config: Optimizer, precision and ZeRO stage.
         world: From `start_world`.
+
+    Attributes:
+        state: Weights and moments, as checkpoints keep them.
     """
 
     def __init__(self, model: Seq2Seq, config: TrainingConfig, world: World) -> None:
@@ -105,6 +112,7 @@ class Engine:
             config=deepspeed_config(config, world.size),
             dist_init_required=False,
         )
+        self.state = ZeroState(self._engine, config.zero_stage, world.rank)
 
     def train_step(
         self,
@@ -121,7 +129,7 @@ class Engine:
             seeds: Seed of the dropout of each; it belongs to the micro-batch, not to the rank.
             target_tokens: Target tokens of the step over all ranks.
             learning_rate: Of this step, before the scales of the parts.
-            measure_parts: Also return the gradient's norm by part, see `_part_grad_norms`.
+            measure_parts: Also return the gradient's norm by part, and which are not finite.
         """
         engine = self._engine
         engine.train()
@@ -129,7 +137,7 @@ class Engine:
         scale = self.world.size * self.micro_batches / target_tokens
         loss = torch.zeros((), device=self.world.device)
         nll = torch.zeros((), device=self.world.device)
-        part_norms: Mapping[Part, Tensor] = {}
+        squares: dict[str, Tensor] = {}
         for batch, seed in zip(batches, seeds, strict=True):
             # Dropout draws from torch's global generator; this makes it a function of the step.
             torch.manual_seed(seed)
@@ -142,13 +150,18 @@ class Engine:
                     grads = [p.grad for p in engine.module.parameters() if p.grad is not None]
                     stage_0_norm = torch.nn.utils.get_total_norm(grads)
                 if measure_parts:
-                    part_norms = self._part_grad_norms()
+                    squares = self._squared_grad_norms()
             engine.step()
         norm = stage_0_norm if self.config.zero_stage == 0 else engine.get_global_grad_norm()
-        return StepResult(loss, nll, torch.as_tensor(norm), part_norms)
+        parts: dict[Part, list[Tensor]] = defaultdict(list)
+        for name, square in squares.items():
+            parts[part_of(name)].append(square)
+        norms = {part: torch.stack(terms).sum().sqrt() for part, terms in parts.items()}
+        bad = tuple(name for name, square in squares.items() if not square.isfinite())
+        return StepResult(loss, nll, torch.as_tensor(norm), norms, bad)
 
-    def _part_grad_norms(self) -> dict[Part, Tensor]:
-        """Computes the norm of each part's gradient, between the last backward and the step.
+    def _squared_grad_norms(self) -> dict[str, Tensor]:
+        """Computes each gradient's squared norm, between the last backward and the step.
 
         From stage 1 on every gradient is put together by a collective: all ranks come here in the
         same step and take the parameters in the same order. It moves as many bytes as reducing the
@@ -156,13 +169,13 @@ class Engine:
         """
         from deepspeed.utils import safe_get_full_grad
 
-        squares: dict[Part, list[Tensor]] = defaultdict(list)
+        squares: dict[str, Tensor] = {}
         for name, parameter in self._engine.module.named_parameters():
             if parameter.requires_grad:
                 grad = safe_get_full_grad(parameter)
                 if grad is not None:
-                    squares[part_of(name)].append(grad.float().square().sum())
-        return {part: torch.stack(terms).sum().sqrt() for part, terms in squares.items()}
+                    squares[name] = grad.float().square().sum()
+        return squares
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Tensor:
@@ -204,19 +217,17 @@ class Engine:
             self._engine(batch, 0.0, observe)
         return seen[0]
 
-    def save(self, folder: Path) -> None:
-        """Writes this rank's part of the sharded state; every rank must call it."""
-        self._engine.save_checkpoint(str(folder), tag=_STATE_TAG, save_latest=False)
-        if self.world.is_main:
-            for script in folder.glob("zero_to_*.py"):
-                # Tools that unpickle; our weights lie beside the state as safetensors.
-                script.unlink()
-
     def load(self, folder: Path) -> None:
-        """Reads what `save` wrote, on the same world size and ZeRO stage."""
-        path, _ = self._engine.load_checkpoint(str(folder), tag=_STATE_TAG)
-        if path is None:
-            raise CheckpointError(f"{folder} holds no state that DeepSpeed can load")
+        """Reads the state of a checkpoint of any world size and ZeRO stage; all ranks must."""
+        with PieceReader(folder) as reader:
+            for piece in self.state.pieces():
+                reader.fill(piece)
+            self.state.steps = reader.steps
+        self.state.publish()
+
+    def close(self) -> None:
+        """Frees what DeepSpeed holds, so that another engine can be made."""
+        self._engine.destroy()
 
     def full_weights(self) -> dict[str, Tensor]:
         """Gathers the fp32 weights on the CPU; every rank must call it, rank 0 gets them.

@@ -31,6 +31,7 @@ class Reading:
         grad_norm: Mean global gradient norm before clipping.
         tokens_per_s: Target tokens of all ranks per second.
         steps_per_s: Optimizer steps per second.
+        steps: (step, loss, gradient norm) of each of the steps.
     """
 
     loss: float
@@ -38,6 +39,7 @@ class Reading:
     grad_norm: float
     tokens_per_s: float
     steps_per_s: float
+    steps: tuple[tuple[int, float, float], ...]
 
     def metrics(self) -> dict[str, float]:
         """Returns the reading under the names that MLflow shows."""
@@ -56,16 +58,16 @@ class Meter:
 
     world: World
     _sums: list[Tensor] = field(default_factory=list)
-    _tokens: int = 0
-    _steps: int = 0
+    _tokens: list[int] = field(default_factory=list)
+    _steps: list[int] = field(default_factory=list)
     _start: float = field(default_factory=time.monotonic)
 
-    def add(self, result: StepResult, target_tokens: int) -> None:
-        """Adds one step; `target_tokens` are those of all ranks."""
+    def add(self, step: int, result: StepResult, target_tokens: int) -> None:
+        """Adds the step that made the count `step`; `target_tokens` are those of all ranks."""
         share = result.grad_norm.to(result.loss.device) / self.world.size
         self._sums.append(torch.stack([result.loss, result.nll, share.to(result.loss.dtype)]))
-        self._tokens += target_tokens
-        self._steps += 1
+        self._tokens.append(target_tokens)
+        self._steps.append(step)
 
     @property
     def is_empty(self) -> bool:
@@ -74,18 +76,21 @@ class Meter:
 
     def read(self) -> Reading:
         """Reads and starts anew; every rank must call it at the same step."""
-        sums = self.world.sum(torch.stack(self._sums).double().sum(dim=0).cpu())
+        sums_S3 = self.world.sum(torch.stack(self._sums).double().cpu())
         now = time.monotonic()
         seconds = max(now - self._start, 1e-9)
-        loss, nll, norm = sums.tolist()
+        loss, nll, norm = sums_S3.sum(dim=0).tolist()
+        tokens, steps = sum(self._tokens), len(self._steps)
+        losses = (sums_S3[:, 0] / torch.tensor(self._tokens)).tolist()
         reading = Reading(
-            loss=loss / self._tokens,
-            nll=nll / self._tokens,
-            grad_norm=norm / self._steps,
-            tokens_per_s=self._tokens / seconds,
-            steps_per_s=self._steps / seconds,
+            loss=loss / tokens,
+            nll=nll / tokens,
+            grad_norm=norm / steps,
+            tokens_per_s=tokens / seconds,
+            steps_per_s=steps / seconds,
+            steps=tuple(zip(self._steps, losses, sums_S3[:, 2].tolist(), strict=True)),
         )
-        self._sums, self._tokens, self._steps, self._start = [], 0, 0, now
+        self._sums, self._tokens, self._steps, self._start = [], [], [], now
         return reading
 
     def skip_time(self, seconds: float) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,11 +14,13 @@ from torch import Tensor
 
 from cluster.local import launched_externally
 from hyperadapter.config import TrainingConfig
-from hyperadapter.core.errors import ConfigError
+from hyperadapter.core.errors import ConfigError, HyperAdapterError
 from hyperadapter.core.heap import keep_freed_memory
 from hyperadapter.evaluation.translate import choose_device
 
 __all__ = ["World", "start_world"]
+
+Value = TypeVar("Value")
 
 
 class World(NamedTuple):
@@ -65,6 +67,20 @@ class World(NamedTuple):
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self.control)
         return values
+
+    def from_main(self, work: Callable[[], Value]) -> Value:
+        """Runs something on the main rank only and gives its result, or its error, to all."""
+        found: Value | HyperAdapterError | None = None
+        if self.is_main:
+            try:
+                found = work()
+            except HyperAdapterError as error:
+                found = error
+        result = self.gather(found)[0]
+        if isinstance(result, HyperAdapterError):
+            raise result
+        value: Value = result
+        return value
 
     def sum(self, values: Tensor) -> Tensor:
         """Adds a CPU tensor over all ranks."""
