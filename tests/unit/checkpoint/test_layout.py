@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from hyperadapter.checkpoint import layout
+from hyperadapter.config import CheckpointConfig
 from hyperadapter.core.errors import CheckpointError
+from hyperadapter.core.schema import parse_config
 
 VALUES = {"fingerprint": "f", "world_size": 2, "zero_stage": 2, "precision": "fp32", "data": "d"}
 
@@ -67,10 +69,49 @@ def test_a_broken_manifest_is_a_checkpoint_error(tmp_path: Path) -> None:
         layout.verify(folder)
 
 
+def keep(**keys: object) -> CheckpointConfig:
+    return parse_config(CheckpointConfig, {"every_steps": 1, **keys}, "test")
+
+
+def steps(run_dir: Path) -> list[int]:
+    return [step for step, _ in layout.complete_checkpoints(run_dir)]
+
+
 def test_prune_keeps_the_newest_and_removes_parts(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         save(tmp_path, step)
     layout.new_part_folder(tmp_path, 9)
-    layout.prune(tmp_path, keep=2)
+    layout.prune(tmp_path, keep(keep=2))
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["step-00000003", "step-00000004"]
+
+
+def test_prune_keeps_multiples_and_the_best(tmp_path: Path) -> None:
+    for step in range(1, 9):
+        save(tmp_path, step)
+    for step, value in ((2, 0.5), (3, 0.1), (4, float("nan")), (5, 0.9), (6, 0.2)):
+        layout.note_value(tmp_path, "valid/macro/nll", step, value)
+    config = keep(keep=1, keep_best=2, keep_every_steps=4)
+    assert [step for step, _ in layout.best_checkpoints(tmp_path, config)] == [3, 6, 2, 5]
+    layout.prune(tmp_path, config)
+    assert steps(tmp_path) == [3, 4, 6, 8]
+    highest = keep(keep=1, keep_best=1, best_is="highest")
+    layout.prune(tmp_path, highest)
+    assert steps(tmp_path) == [6, 8]
+
+
+def test_values_of_another_metric_are_forgotten(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    layout.note_value(tmp_path, "a", 1, 0.5)
+    layout.note_value(tmp_path, "b", 2, 0.5)
+    assert layout.best_checkpoints(tmp_path, keep(best_metric="a")) == []
+    assert layout.best_checkpoints(tmp_path, keep(best_metric="b")) == []  # no such checkpoint
+
+
+def test_what_is_set_aside_is_no_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    aside = layout.set_aside(save(tmp_path, 2))
+    assert aside.name == "step-00000002.damaged"
+    assert steps(tmp_path) == [1]
+    layout.prune(tmp_path, keep(keep=1))
+    assert aside.is_dir()
