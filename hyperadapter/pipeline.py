@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from hyperadapter.evaluation.evaluate import EvaluationResult, HeldOutSplit
 
 __all__ = [
+    "average",
+    "checkpoints",
     "clean",
     "evaluate",
     "fetch",
@@ -131,9 +133,9 @@ def train(config: RunConfig) -> None:
         Interrupted: A signal stopped training; it can be resumed.
         TrainingError: A rank failed; it has said why.
     """
-    if launched_externally() or config.training.num_processes == 1:
-        from hyperadapter.training.trainer import train as train_rank
+    from hyperadapter.training.trainer import train as train_rank
 
+    if launched_externally():
         train_rank(config)
         return
     # Checked once here, so that a mistake is reported once and not by every rank.
@@ -146,6 +148,9 @@ def train(config: RunConfig) -> None:
     checkpoints = complete_checkpoints(Path(config.run_dir))
     if checkpoints and checkpoints[-1][0] >= config.training.max_steps:
         log.info("%s is trained already", checkpoints[-1][1])
+        return
+    if config.training.num_processes == 1:
+        train_rank(config)
         return
     path = Path(config.run_dir) / "config.yaml"
     command = [sys.executable, "-m", "hyperadapter", "train", "--config", str(path)]
@@ -182,7 +187,9 @@ def stats(config: RunConfig) -> dict[str, Any]:
     return result
 
 
-def evaluate(config: RunConfig, split: HeldOutSplit) -> EvaluationResult:
+def evaluate(
+    config: RunConfig, split: HeldOutSplit, checkpoint: str = "newest"
+) -> EvaluationResult:
     """Translates and scores a split; scores and figures also go to MLflow."""
     from hyperadapter.evaluation.evaluate import evaluate as evaluate_run
     from hyperadapter.evaluation.report import build_curve_figure, build_direction_figure
@@ -192,7 +199,7 @@ def evaluate(config: RunConfig, split: HeldOutSplit) -> EvaluationResult:
     run_dir = Path(config.run_dir)
     device = choose_device(config.training.device)
     keep_freed_memory()
-    result = evaluate_run(run_dir, config, split, device=device)
+    result = evaluate_run(run_dir, config, split, device=device, checkpoint=checkpoint)
     with open_tracker(config, owns_status=False) as tracker:
         tracker.log_metrics(_flat_scores(result), result.step)
         tracker.log_figure(build_direction_figure(result), f"directions_{split}")
@@ -204,6 +211,54 @@ def evaluate(config: RunConfig, split: HeldOutSplit) -> EvaluationResult:
         tracker.log_figure(figure, "loss")
         tracker.log_artifact(run_dir / "evaluation" / split / "scores.json", "evaluation")
     return result
+
+
+def checkpoints(run_dir: Path) -> list[dict[str, Any]]:
+    """Returns step, bytes, processes and validation metric of a run's complete checkpoints."""
+    from hyperadapter.checkpoint import layout
+    from hyperadapter.core.schema import load_config
+
+    config = load_config(RunConfig, run_dir / "config.yaml").training.checkpoint
+    ranks = {step: n for n, (step, _) in enumerate(layout.best_checkpoints(run_dir, config), 1)}
+    rows = []
+    for step, folder in layout.complete_checkpoints(run_dir):
+        manifest = layout.read_manifest(folder)
+        rows.append(
+            {
+                "step": step,
+                "megabytes": round(sum(file.bytes for file in manifest.files.values()) / 1e6, 1),
+                "processes": manifest.world_size,
+                "zero_stage": manifest.zero_stage,
+                f"rank by {config.best_metric}": ranks.get(step),
+                "folder": str(folder),
+            }
+        )
+    return rows
+
+
+def average(run_dir: Path, last: int | None, steps: Sequence[str], out: Path) -> list[Path]:
+    """Writes the mean of some checkpoints' weights, and returns their weights files.
+
+    Raises:
+        CheckpointError: There are fewer checkpoints than asked for.
+    """
+    from hyperadapter.checkpoint import layout
+    from hyperadapter.checkpoint.average import average_weights
+    from hyperadapter.core.errors import CheckpointError
+    from hyperadapter.core.schema import load_config
+
+    config = load_config(RunConfig, run_dir / "config.yaml").training.checkpoint
+    if last is not None:
+        found = [str(step) for step, _ in layout.complete_checkpoints(run_dir)]
+        if len(found) < last:
+            raise CheckpointError(
+                f"{run_dir} has {len(found)} checkpoints, fewer than {last}; average fewer, or "
+                "keep more of them (training.checkpoint.keep)"
+            )
+        steps = found[-last:]
+    paths = [layout.choose_weights(run_dir, step, config) for step in steps]
+    average_weights(paths, out)
+    return paths
 
 
 def _flat_scores(result: EvaluationResult) -> dict[str, float]:

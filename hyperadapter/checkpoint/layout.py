@@ -33,6 +33,7 @@ __all__ = [
     "FileRecord",
     "best_checkpoints",
     "checkpoint_folder",
+    "choose_weights",
     "commit",
     "complete_checkpoints",
     "new_part_folder",
@@ -129,6 +130,38 @@ def newest_checkpoint(run_dir: Path) -> Path:
             "hyperadapter train --config CONFIG"
         )
     return found[-1][1]
+
+
+def choose_weights(run_dir: Path, which: str, config: CheckpointConfig) -> Path:
+    """Returns a weights file of a run.
+
+    Args:
+        run_dir: The run folder.
+        which: `newest`, `best`, the step of a checkpoint, or the path of a weights file.
+        config: Says what the best is.
+
+    Raises:
+        CheckpointError: There is no such checkpoint or file.
+    """
+    if which == "newest":
+        return newest_checkpoint(run_dir) / WEIGHTS_FILE
+    if which == "best":
+        best = best_checkpoints(run_dir, config)
+        if not best:
+            raise CheckpointError(
+                f"{run_dir} has no checkpoint whose {config.best_metric} is known; train with "
+                "training.checkpoint.keep_best, or name a step"
+            )
+        return best[0][1] / WEIGHTS_FILE
+    steps = dict(complete_checkpoints(run_dir))
+    if which.isdigit() and int(which) in steps:
+        return steps[int(which)] / WEIGHTS_FILE
+    if not Path(which).is_file():
+        raise CheckpointError(
+            f"{which!r} is neither newest, best, a step of {run_dir} "
+            f"({', '.join(map(str, steps)) or 'none'}), nor a weights file"
+        )
+    return Path(which)
 
 
 def read_manifest(checkpoint: Path) -> CheckpointManifest:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,6 +30,7 @@ from hyperadapter.model.vocabulary import Vocabulary
 __all__ = [
     "LoadedModel",
     "WeightsInfo",
+    "load_info",
     "load_model",
     "load_weights",
     "save_tensors",
@@ -161,6 +163,16 @@ def _separate(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
+def load_info(path: Path) -> WeightsInfo:
+    """Reads what a weights file says about itself, without its tensors.
+
+    Raises:
+        CheckpointError: The file is missing, damaged or of something else.
+    """
+    with _opened(path) as handle:
+        return WeightsInfo.from_metadata(handle.metadata() or {}, path)
+
+
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Reads a weights file to the CPU.
 
@@ -170,10 +182,16 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         CheckpointError: The file is missing or damaged.
     """
+    with _opened(path) as handle:
+        tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+        return tensors, dict(handle.metadata() or {})
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, "pt") as handle:
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-            return tensors, dict(handle.metadata() or {})
+            yield handle
     except FileNotFoundError as error:
         raise CheckpointError(f"the weights {path} do not exist{_neighbours(path)}") from error
     except (SafetensorError, OSError) as error:

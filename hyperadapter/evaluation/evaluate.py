@@ -24,7 +24,8 @@ from typing import Literal, TypeAlias
 import torch
 
 from data_pipeline.bitext import SplitText, pair_of, read_split
-from hyperadapter.checkpoint.layout import WEIGHTS_FILE, newest_checkpoint, read_manifest
+from hyperadapter.checkpoint.layout import choose_weights
+from hyperadapter.checkpoint.weights import load_info
 from hyperadapter.config import EvaluationConfig, RunConfig
 from hyperadapter.core.errors import ConfigError, DataError
 from hyperadapter.core.files import read_json, sha256_file, write_json, write_text
@@ -162,8 +163,9 @@ def evaluate(
     split: HeldOutSplit = "test",
     directions: Sequence[str] = (),
     device: torch.device | str = "cpu",
+    checkpoint: str = "newest",
 ) -> EvaluationResult:
-    """Translates and scores a split with the newest checkpoint of a run.
+    """Translates and scores a split with a checkpoint of a run.
 
     A direction that was decoded with the same weights and settings is not decoded again, so an
     interrupted evaluation goes on where it stopped.
@@ -175,24 +177,24 @@ def evaluate(
         directions: Which; empty means all of the configuration. A direction that was not trained
             needs held-out text of its language pair.
         device: Where the model goes.
+        checkpoint: Which weights, see `layout.choose_weights`.
 
     Raises:
         CheckpointError: There is no complete checkpoint, or it does not fit the configuration.
         ConfigError: A direction's language is not among data.languages.
         DataError: A direction has no held-out file, or all of them are empty.
     """
-    checkpoint = newest_checkpoint(run_dir)
-    manifest = read_manifest(checkpoint)
+    path = choose_weights(run_dir, checkpoint, config.training.checkpoint)
+    info, weights = load_info(path), sha256_file(path)
     folder = run_dir / "evaluation" / split
     translator: Translator | None = None
 
     def translate(texts: Sequence[str], direction: Direction) -> list[str]:
         nonlocal translator
         if translator is None:
-            translator = Translator.from_checkpoint(checkpoint, config, device)
+            translator = Translator.from_weights(path, run_dir, config, device)
         return translator.translate(texts, direction.src, direction.tgt)
 
-    weights = manifest.files[WEIGHTS_FILE].sha256
     identity = [weights, config.evaluation.model_dump(mode="json"), torch.device(device).type]
     results = []
     for held_out in _read_held_out(config, split, directions):
@@ -205,8 +207,8 @@ def evaluate(
         )
     result = EvaluationResult(
         split=split,
-        step=manifest.step,
-        fingerprint=manifest.fingerprint,
+        step=info.step,
+        fingerprint=info.fingerprint,
         weights_sha256=weights,
         pivot=config.data.pivot,
         settings=config.evaluation,

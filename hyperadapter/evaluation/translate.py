@@ -15,7 +15,7 @@ from data_pipeline.progress import track
 from data_pipeline.ragged import Ragged
 from data_pipeline.stream.batching import BatchLayout, build_prompts
 from data_pipeline.tokenizer import Tokenizer
-from hyperadapter.checkpoint.layout import WEIGHTS_FILE, newest_checkpoint
+from hyperadapter.checkpoint.layout import choose_weights
 from hyperadapter.checkpoint.weights import LoadedModel, WeightsInfo, load_model
 from hyperadapter.config import RunConfig
 from hyperadapter.core.errors import CheckpointError, ConfigError, LanguageError, nearest
@@ -90,16 +90,18 @@ class Translator:
             DataError: The tokenizer is missing or damaged.
         """
         config = load_config(RunConfig, run_dir / "config.yaml")
-        return cls.from_checkpoint(newest_checkpoint(run_dir), config, device)
+        path = choose_weights(run_dir, "newest", config.training.checkpoint)
+        return cls.from_weights(path, run_dir, config, device)
 
     @classmethod
-    def from_checkpoint(
-        cls, checkpoint: Path, config: RunConfig, device: torch.device | str = "cpu"
+    def from_weights(
+        cls, path: Path, run_dir: Path, config: RunConfig, device: torch.device | str = "cpu"
     ) -> Translator:
-        """Loads one checkpoint.
+        """Loads a weights file of a run.
 
         Args:
-            checkpoint: Its folder.
+            path: Of a checkpoint, or an average of several.
+            run_dir: The run folder.
             config: The run's configuration, perhaps with another evaluation group.
             device: Where the model goes.
 
@@ -107,9 +109,9 @@ class Translator:
             CheckpointError: It does not fit the configuration.
             DataError: The tokenizer is missing or damaged.
         """
-        loaded = load_model(checkpoint / WEIGHTS_FILE, config, device)
+        loaded = load_model(path, config, device)
         # A run folder has its own copy, so that it works wherever it is put.
-        own = checkpoint.parents[1] / "tokenizer"
+        own = run_dir / "tokenizer"
         tokenizer = Tokenizer.load(own if own.is_dir() else Path(config.data.folder) / "tokenizer")
         return cls(loaded, tokenizer, config)
 

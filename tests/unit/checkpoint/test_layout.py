@@ -115,3 +115,19 @@ def test_what_is_set_aside_is_no_checkpoint(tmp_path: Path) -> None:
     assert steps(tmp_path) == [1]
     layout.prune(tmp_path, keep(keep=1))
     assert aside.is_dir()
+
+
+def test_weights_are_chosen_by_name(tmp_path: Path) -> None:
+    folders = {step: save(tmp_path, step) for step in (1, 2, 3)}
+    layout.note_value(tmp_path, "valid/macro/nll", 2, 0.5)
+    file = tmp_path / "mean.safetensors"
+    file.write_bytes(b"x")
+    config = keep()
+    for which, step in (("newest", 3), ("best", 2), ("1", 1)):
+        expected = folders[step] / "weights.safetensors"
+        assert layout.choose_weights(tmp_path, which, config) == expected
+    assert layout.choose_weights(tmp_path, str(file), config) == file
+    with pytest.raises(CheckpointError, match=r"'7' is neither newest.*\(1, 2, 3\), nor a weights"):
+        layout.choose_weights(tmp_path, "7", config)
+    with pytest.raises(CheckpointError, match=r"no checkpoint whose other is known"):
+        layout.choose_weights(tmp_path, "best", keep(best_metric="other"))

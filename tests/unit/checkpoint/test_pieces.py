@@ -96,14 +96,14 @@ def test_what_all_ranks_have_is_shared_out() -> None:
 
 
 def test_ranks_that_write_elsewhere_are_noticed(tmp_path: Path) -> None:
-    bounds = dict.fromkeys(SHAPES, [2])
+    bounds = {name: [2] for name in SHAPES}
     write_pieces(tmp_path, 0, cut(state(), bounds, 0), steps=1)
-    with pytest.raises(CheckpointError, match="ranks did not write all of a.*all nodes share"):
+    with pytest.raises(CheckpointError, match=r"ranks did not write all of a.*all nodes share"):
         join_weights(tmp_path)
 
 
 def test_what_a_checkpoint_lacks_is_named(tmp_path: Path) -> None:
-    bounds: dict[str, list[int]] = dict.fromkeys(SHAPES, [])
+    bounds: dict[str, list[int]] = {name: [] for name in SHAPES}
     save(tmp_path, bounds, 1)
     with PieceReader(tmp_path) as reader:
         frozen = torch.zeros(8)
@@ -118,7 +118,7 @@ def test_what_a_checkpoint_lacks_is_named(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
-    save(tmp_path, dict.fromkeys(SHAPES, []), 1)
+    save(tmp_path, {name: [] for name in SHAPES}, 1)
     path = tmp_path / "optimizer" / "rank-00000.safetensors"
     path.write_bytes(b"\x80\x04K\x01.")  # a pickle
     with pytest.raises(CheckpointError, match=r"rank-00000\.safetensors cannot be read"):
