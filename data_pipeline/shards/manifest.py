@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PlainSerializer, PlainValidator, model_validator
+from pydantic import Field, PlainSerializer, PlainValidator, field_validator, model_validator
 
 from hyperadapter.core.errors import CorruptShardError, DataError
 from hyperadapter.core.files import write_text
+from hyperadapter.core.languages import parse_language
 from hyperadapter.core.schema import StrictModel
 
 if TYPE_CHECKING:
@@ -193,6 +194,12 @@ class PairEntry(StrictModel):
     def key(self, row: int) -> str:
         """Returns WebDataset's `__key__` of the pair's n-th block, from 0."""
         return f"{self.name}-{row:07d}"
+
+    @field_validator("a", "b")
+    @classmethod
+    def _is_a_language(cls, code: str) -> str:
+        # It becomes part of file names: nothing but a code of the table may stand there.
+        return parse_language(code)
 
     @model_validator(mode="after")
     def _adds_up(self) -> PairEntry:

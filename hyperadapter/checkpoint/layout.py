@@ -17,10 +17,10 @@ import math
 import re
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from hyperadapter.config import CheckpointConfig
 from hyperadapter.core.errors import CheckpointError, ConfigError, DataError
@@ -68,6 +68,14 @@ class CheckpointManifest(StrictModel):
     precision: str
     data: str = Field(description="Fingerprint of the training shards")
     files: dict[str, FileRecord]
+
+    @field_validator("files")
+    @classmethod
+    def _inside(cls, files: dict[str, FileRecord]) -> dict[str, FileRecord]:
+        for name in files:
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise ValueError(f"{name!r} lies outside of the checkpoint")
+        return files
 
 
 def checkpoint_folder(run_dir: Path, step: int) -> Path:

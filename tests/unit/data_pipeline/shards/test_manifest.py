@@ -29,6 +29,9 @@ from hyperadapter.core.errors import CorruptShardError, DataError
 Change = Callable[[dict[str, Any]], object]
 
 
+OTHERS = ("de", "fr", "sw")
+
+
 def make_pair(a: str, b: str, sentences: list[int]) -> PairEntry:
     """Makes a language pair whose blocks have so many sentences, of two tokens each."""
     counts = np.array(sentences, np.int64)
@@ -68,7 +71,7 @@ def make_manifest(*pairs: PairEntry) -> ShardManifest:
 
 @given(st.lists(st.lists(st.integers(1, 9), max_size=4), max_size=3))
 def test_what_is_written_is_read(sizes: list[list[int]]) -> None:
-    pairs = [make_pair("en", f"x{number}", size) for number, size in enumerate(sizes)]
+    pairs = [make_pair("en", code, size) for code, size in zip(OTHERS, sizes, strict=False)]
     manifest = make_manifest(*pairs)
     again = parse_manifest(manifest.model_dump_json().encode(), "toy")
     assert again == manifest
@@ -138,3 +141,10 @@ def test_names(tmp_path: Path) -> None:
     assert locate(tmp_path / "out", "../in/x.tar") == str(tmp_path / "in/x.tar")
     assert locate(tmp_path, "/data/x.tar") == "/data/x.tar"
     assert locate(tmp_path, "s3://bucket/x.tar") == "s3://bucket/x.tar"
+
+
+def test_a_pair_cannot_name_a_path() -> None:
+    tree = make_manifest(make_pair("en", "de", [3])).model_dump(mode="json")
+    tree["pairs"][0]["b"] = "../../de"
+    with pytest.raises(CorruptShardError, match=r"unknown language code '\.\./\.\./de'"):
+        parse_manifest(json.dumps(tree).encode(), "toy")
