@@ -42,9 +42,7 @@ def assert_ok(done: subprocess.CompletedProcess[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def reference(
-    corpus: Path, hyperadapter: Train, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def reference(corpus: Path, hyperadapter: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of one process at stage 0, never interrupted."""
     run_dir = tmp_path_factory.mktemp("reference")
     sets = [f"run_dir={run_dir}", *SETTINGS, *layout_of(0, 1)]
