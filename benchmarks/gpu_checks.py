@@ -76,6 +76,28 @@ def gpu_parts() -> list[Part]:
         Part("decode_base", 80, (*decode, *base, *searches, "--json", "--folder", "@/decode_base")),
         Part("train_big", 130, (*train, *big, *adapters[:-1], "--folder", "@/train_big")),
         _tests("tests_compiled", 200, "tests/gpu", "-k", "compile"),
+        Part(
+            "zero",
+            90,
+            (
+                "-m",
+                "benchmarks.zero",
+                "--device",
+                "cuda",
+                "--precision",
+                "bf16",
+                "--worlds",
+                "1",
+                *base,
+                "--micro-batch-tokens",
+                "8192",
+                "--micro-batches",
+                "1",
+                "--steps",
+                "10",
+                "--json",
+            ),
+        ),
         Part("train_base_compiled", 100, (*train, *base, *fewer, "--compile", "--folder", "@/c")),
     ]
 

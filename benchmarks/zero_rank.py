@@ -5,6 +5,7 @@ The main rank obeys stdin, see `processes.serve`; the others follow it.
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from collections.abc import Callable
@@ -28,18 +29,32 @@ from hyperadapter.training.world import World, start_world
 def _bare_step(
     model: Seq2Seq, config: TrainingConfig, batches: list[Batch], tokens: int
 ) -> Callable[[], None]:
-    """Returns a step in plain PyTorch: what the engine is compared with."""
-    optimizer = build_optimizer(model, config)
-    parameters = list(model.parameters())
+    """Returns a step in plain PyTorch: what the engine is compared with.
+
+    bf16 means what it means to ZeRO: the optimizer has fp32 copies of the weights.
+    """
+    half = config.precision == "bf16"
+    masters = copy.deepcopy(model)
+    optimizer = build_optimizer(masters if half else model, config)
+    if half:
+        model.bfloat16()
+    pairs = list(zip(model.parameters(), masters.parameters(), strict=True))
 
     def step() -> None:
         for number, batch in enumerate(batches):
             torch.manual_seed(number)
-            loss = model(batch, config.label_smoothing).loss / tokens
-            loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+            (model(batch, config.label_smoothing).loss / tokens).backward()
+        if half:
+            for parameter, master in pairs:
+                assert parameter.grad is not None
+                master.grad = parameter.grad.float()
+        trained = [master if half else parameter for parameter, master in pairs]
+        torch.nn.utils.clip_grad_norm_(trained, config.clip_norm)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        if half:
+            with torch.no_grad():
+                torch._foreach_copy_([p for p, _ in pairs], [m for _, m in pairs])
+        model.zero_grad(set_to_none=True)
 
     return step
 

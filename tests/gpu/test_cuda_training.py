@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,3 +72,32 @@ def test_losses_follow_those_of_the_cpu(
     )
     tolerance = 1e-3 if precision == "fp32" else 2e-2
     assert found == pytest.approx(on_cpu(layout), rel=tolerance)
+
+
+def test_a_checkpoint_of_the_gpu_is_resumed_at_another_stage(
+    device: torch.device, corpus: Path, tmp_path: Path
+) -> None:
+    """Weights and moments go through pinned memory, and offloaded ones lie on the host."""
+    run_dir = tmp_path / "run"
+    common = (
+        "data.stream.layout=padded",
+        f"training.device={device.type}",
+        "training.precision=bf16",
+        "training.checkpoint.every_steps=4",
+    )
+    whole = losses(corpus, run_dir, *common, "training.zero_stage=3")
+    kept = run_dir / "checkpoints" / "step-00000004"
+    for number, changes in enumerate(
+        (
+            ("training.zero_stage=3",),
+            ("training.zero_stage=1",),
+            ("training.zero_stage=2", "training.offload_optimizer=true"),
+        )
+    ):
+        again = tmp_path / f"again{number}"
+        shutil.copytree(kept, again / "checkpoints" / kept.name)
+        found = losses(corpus, again, *common, *changes)
+        assert list(found) == [5, 6, 7, 8]
+        exact = changes == ("training.zero_stage=3",)
+        expected = {step: whole[step] for step in found}
+        assert found == pytest.approx(expected, rel=1e-4 if exact else 2e-2), changes
