@@ -34,8 +34,8 @@ def _bare_step(
     bf16 means what it means to ZeRO: the optimizer has fp32 copies of the weights.
     """
     half = config.precision == "bf16"
-    masters = copy.deepcopy(model)
-    optimizer = build_optimizer(masters if half else model, config)
+    masters = copy.deepcopy(model) if half else model
+    optimizer = build_optimizer(masters, config)
     if half:
         model.bfloat16()
     pairs = list(zip(model.parameters(), masters.parameters(), strict=True))
@@ -48,8 +48,7 @@ def _bare_step(
             for parameter, master in pairs:
                 assert parameter.grad is not None
                 master.grad = parameter.grad.float()
-        trained = [master if half else parameter for parameter, master in pairs]
-        torch.nn.utils.clip_grad_norm_(trained, config.clip_norm)
+        torch.nn.utils.clip_grad_norm_(masters.parameters(), config.clip_norm)
         optimizer.step()
         if half:
             with torch.no_grad():

@@ -505,19 +505,70 @@ def translate(
         click.echo(line)
 
 
-@cli.group("tracking")
-def tracking_group() -> None:
-    """Brings a run folder's metrics to MLflow."""
+@cli.group("track")
+def track_group() -> None:
+    """Brings run folders' metrics to MLflow, and tells what they say."""
 
 
-@tracking_group.command("sync")
-@click.argument("run_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--uri", default="", help="Another tracking URI than the run was started with.")
-def tracking_sync(run_dir: Path, uri: str) -> None:
-    """Sends what MLflow does not have yet, e.g. after a run without network."""
-    from hyperadapter.tracking import sync
+run_folders = click.argument(
+    "folders",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="RUN_DIR...",
+)
 
-    click.echo(f"{sync(run_dir, uri)} events sent")
+
+@track_group.command("sync")
+@run_folders
+@click.option(
+    "--uri", default="", help="Another tracking URI than the run was started with; no password."
+)
+@click.option(
+    "--dead-after",
+    "dead_after_s",
+    type=click.FloatRange(min=0),
+    default=600.0,
+    show_default=True,
+    help="Seconds without a sign of life after which a run that says RUNNING has failed.",
+)
+@json_option
+def track_sync(folders: tuple[Path, ...], uri: str, dead_after_s: float, as_json: bool) -> int:
+    """Sends what MLflow does not have yet, e.g. from a login node; may be repeated.
+
+    RUN_DIR is a run folder, or a folder with run folders below. Ends with 1 if one of them failed.
+    """
+    from hyperadapter.tracking import sync_all
+
+    reports = sync_all(folders, uri, dead_after_s)
+    if as_json:
+        _print_json([report._asdict() for report in reports])
+    else:
+        rows = [(report.run_dir, report.sent, report.status or None) for report in reports]
+        _print_table("Events sent to MLflow", ("run", "sent", "status"), rows)
+    for report in reports:
+        if report.error:
+            click.echo(f"error: {report.error}", err=True)
+    return int(any(report.error for report in reports))
+
+
+@track_group.command("status")
+@run_folders
+@json_option
+def track_status(folders: tuple[Path, ...], as_json: bool) -> None:
+    """Prints what the events of runs say: status, last step, events that are not in MLflow."""
+    from hyperadapter.tracking import find_runs, run_status
+
+    found = [run_status(run_dir) for folder in folders for run_dir in find_runs(folder)]
+    if as_json:
+        _print_json([item._asdict() for item in found])
+        return
+    columns = ("run", "status", "step", "last event", "silent, s", "not sent", "reason")
+    rows = [
+        (i.run_dir, i.status or None, i.step, i.last_event, i.silent_s, i.unsent, i.reason or None)
+        for i in found
+    ]
+    _print_table("Runs", columns, rows)
 
 
 @cli.command("run")

@@ -59,11 +59,13 @@ def train(config: RunConfig) -> None:
     """
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
+        # Before the ranks meet: one that never comes keeps the others waiting too.
+        watchdog = stack.enter_context(Watchdog(config.training.recovery.hang_s))
         world = stack.enter_context(start_world(config.training))
         preflight.check_world(config, world.size)
         if world.is_main:
             stack.enter_context(preflight.lock_run(Path(config.run_dir)))
-        trainer = Trainer(config, world, stop, stack)
+        trainer = Trainer(config, world, stop, watchdog, stack)
         if world.is_main:
             # Not earlier: checkpoints of other data keep the tokenizer that they were trained with.
             Tokenizer.copy(
@@ -93,6 +95,7 @@ class Trainer:
         config: The run.
         world: All ranks.
         stop: Whether a signal asked to stop.
+        watchdog: Is told of progress.
         stack: Closes what must be closed at the end.
 
     Attributes:
@@ -100,10 +103,16 @@ class Trainer:
     """
 
     def __init__(
-        self, config: RunConfig, world: World, stop: StopRequest, stack: ExitStack
+        self,
+        config: RunConfig,
+        world: World,
+        stop: StopRequest,
+        watchdog: Watchdog,
+        stack: ExitStack,
     ) -> None:
         """Checks the run and opens its data; the model comes with `load`."""
-        self.config, self.world, self.stop = config, world, stop
+        self.config, self.world = config, world
+        self.stop, self.watchdog = stop, watchdog
         self.run_dir = Path(config.run_dir)
         world.from_main(lambda: preflight.freeze_config(config))
         self.data = require_current(config.data)
@@ -124,7 +133,6 @@ class Trainer:
         )  # fmt: skip
         self.saver = Saver(world, self.run_dir, config.training.checkpoint)
         self.recovery = Recovery(self.run_dir, config.training.recovery, world)
-        self.watchdog = Watchdog(config.training.recovery.hang_s)
         self.engine: Engine | None = None
         self._load(model)
 
@@ -172,8 +180,7 @@ class Trainer:
         """Trains to the last step, going back to a checkpoint where numbers went wrong."""
         while True:
             try:
-                with self.watchdog:
-                    return self._fit()
+                return self._fit()
             except GoBack:
                 self.saver.finish()
                 self._load(self._build_model())

@@ -142,13 +142,16 @@ def test_import_linter_bites_nothing_but_the_planted(import_report: str) -> None
 @pytest.mark.parametrize(
     ("place", "remedy"),
     [
-        ("hyperadapter/evaluation/translate.py", "Only hyperadapter/tracking.py talks to MLflow"),
+        (
+            "hyperadapter/evaluation/translate.py",
+            "Only hyperadapter/tracking/store.py talks to MLflow",
+        ),
         ("hyperadapter/model/starter.py", "`os.fork` is banned: Only cluster/ starts processes"),
         ("hyperadapter/model/starter.py", "`subprocess` is banned"),
         ("hyperadapter/training/second_engine.py", "Only hyperadapter/training/engine.py"),
         ("hyperadapter/training/starter.py", "`torch.multiprocessing` is banned"),
         ("hyperadapter/evaluation/second_score.py", "Only hyperadapter/evaluation/score.py"),
-        ("hyperadapter/tracking_2.py", "Only hyperadapter/tracking.py talks to MLflow"),
+        ("hyperadapter/tracking_2.py", "Only hyperadapter/tracking/store.py talks to MLflow"),
         ("data_pipeline/pieces.py", "Only data_pipeline/tokenizer.py talks to SentencePiece"),
         ("data_pipeline/tars.py", "Only data_pipeline/shards/writer.py talks to WebDataset"),
         ("data_pipeline/crowd.py", "`multiprocessing` is banned"),
