@@ -14,6 +14,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import FrameType
 
 __all__ = ["EXIT_INTERRUPTED", "free_port", "launched_externally", "run_ranks"]
@@ -73,6 +74,7 @@ def run_ranks(command: Sequence[str], num_processes: int) -> int:
             if process.poll() is None:
                 process.send_signal(signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM)
 
+    end_with_us = partial(_end_with_parent, os.getpid())
     before = {number: signal.signal(number, forward) for number in _FORWARDED}
     try:
         for rank in range(num_processes):
@@ -80,7 +82,7 @@ def run_ranks(command: Sequence[str], num_processes: int) -> int:
             # A session of its own, so that Ctrl-C reaches a rank once, through this process.
             ranks.append(
                 subprocess.Popen(
-                    command, env=environment, start_new_session=True, preexec_fn=_end_with_parent
+                    command, env=environment, start_new_session=True, preexec_fn=end_with_us
                 )
             )
             if asked:
@@ -95,9 +97,11 @@ def run_ranks(command: Sequence[str], num_processes: int) -> int:
             signal.signal(number, handler)
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(parent: int) -> None:
     """Asks Linux to send this process SIGTERM when its parent dies, however it dies."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died just before
+        os._exit(1)
 
 
 def _watch(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
@@ -138,6 +142,7 @@ def _end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
             return
         for process in running:
             process.send_signal(stop)
+            process.send_signal(signal.SIGCONT)  # one that somebody stopped would not listen
         _wait(running, 40.0 if stop == signal.SIGTERM else 1.0)
     for process in ranks:
         process.wait()

@@ -511,33 +511,19 @@ def track_group() -> None:
 
 
 run_folders = click.argument(
-    "folders",
-    nargs=-1,
-    required=True,
+    "folders", nargs=-1, required=True, metavar="RUN_DIR...",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    metavar="RUN_DIR...",
-)
+)  # fmt: skip
 
 
 @track_group.command("sync")
 @run_folders
-@click.option(
-    "--uri", default="", help="Another tracking URI than the run was started with; no password."
-)
-@click.option(
-    "--dead-after",
-    "dead_after_s",
-    type=click.FloatRange(min=0),
-    default=600.0,
-    show_default=True,
-    help="Seconds without a sign of life after which a run that says RUNNING has failed.",
-)
+@click.option("--uri", default="", help="Another tracking URI, without its password.")
+@click.option("--dead-after", "dead_after_s", type=click.FloatRange(min=0), default=600.0,
+              help="Seconds of silence after which a RUNNING run has FAILED; 600.")  # fmt: skip
 @json_option
 def track_sync(folders: tuple[Path, ...], uri: str, dead_after_s: float, as_json: bool) -> int:
-    """Sends what MLflow does not have yet, e.g. from a login node; may be repeated.
-
-    RUN_DIR is a run folder, or a folder with run folders below. Ends with 1 if one of them failed.
-    """
+    """Sends what MLflow lacks, for run folders or all below a folder; 1 if one of them fails."""
     from hyperadapter.tracking import sync_all
 
     reports = sync_all(folders, uri, dead_after_s)
@@ -563,12 +549,8 @@ def track_status(folders: tuple[Path, ...], as_json: bool) -> None:
     if as_json:
         _print_json([item._asdict() for item in found])
         return
-    columns = ("run", "status", "step", "last event", "silent, s", "not sent", "reason")
-    rows = [
-        (i.run_dir, i.status or None, i.step, i.last_event, i.silent_s, i.unsent, i.reason or None)
-        for i in found
-    ]
-    _print_table("Runs", columns, rows)
+    columns = ("run", "status", "why", "step", "last event", "silent, s", "not sent")
+    _print_table("Runs", columns, [item[: len(columns)] for item in found])
 
 
 @cli.command("run")

@@ -225,8 +225,23 @@ class Engine:
             self.state.steps = reader.steps
         self.state.publish()
 
+    @torch.no_grad()
+    def reset(self, model: Seq2Seq) -> None:
+        """Begins anew with a model's weights, as if nothing had been trained; all ranks must.
+
+        DeepSpeed keeps what an engine of stage 3 refers to, so a second one would not fit.
+        """
+        weights = dict(model.named_parameters())
+        for piece in self.state.pieces():
+            flat = weights[piece.name].detach().view(-1)
+            piece.weight.copy_(flat[piece.start :][: piece.weight.numel()])
+            for moment in piece.moments.values():
+                moment.zero_()
+        self.state.steps = 0
+        self.state.publish()
+
     def close(self) -> None:
-        """Frees what DeepSpeed holds, so that another engine can be made."""
+        """Frees what DeepSpeed holds, but for models of stage 3."""
         self._engine.destroy()
 
     def full_weights(self) -> dict[str, Tensor]:

@@ -34,6 +34,7 @@ from hyperadapter.training.feed import Feed, Mixture
 from hyperadapter.training.health import Health
 from hyperadapter.training.meters import Meter, Progress
 from hyperadapter.training.optimizer import freeze
+from hyperadapter.training.participation import check_participation
 from hyperadapter.training.recovery import GoBack, Recovery
 from hyperadapter.training.reports import Reports, validate
 from hyperadapter.training.saving import Saver
@@ -153,13 +154,11 @@ class Trainer:
             if world.is_main:
                 start.log_summary()
                 self.tracker.log_artifact(start.save(self.run_dir))
-        model.activation_checkpointing = training.activation_checkpointing
-        if training.compile:
-            model.compile_layers()
-        if self.engine is not None:
-            self.engine.close()
-        self.engine = Engine(model, training, world)
-        self.health = Health(self.engine, self.config, self.vocabulary)
+        if self.engine is None:
+            self.engine = self._start_engine(model)
+            self.health = Health(self.engine, self.config, self.vocabulary)
+        elif not self.step:
+            self.engine.reset(model)
         self.progress = Progress()
         self.mixture = Mixture(self.stream, [str(name) for name in self.vocabulary.directions])
         self.saver.saved_step = self.step
@@ -175,6 +174,14 @@ class Trainer:
         self.progress = Progress.load(folder)
         self.mixture.restore(self.progress.widths)
         log.info("resumed from %s at step %d of %d", folder, self.step, training.max_steps)
+
+    def _start_engine(self, model: Seq2Seq) -> Engine:
+        training = self.config.training
+        model.activation_checkpointing = training.activation_checkpointing
+        check_participation(model.to(self.world.device), self.world)
+        if training.compile:
+            model.compile_layers()
+        return Engine(model, training, self.world)
 
     def fit(self) -> None:
         """Trains to the last step, going back to a checkpoint where numbers went wrong."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -54,11 +55,21 @@ def reference(corpus: Path, hyperadapter: Train, tmp_path_factory: pytest.TempPa
 
 
 @pytest.mark.parametrize(
-    ("before", "after"),
-    [((3, 2), (1, 1)), ((1, 1), (3, 4)), ((2, 4), (0, 2)), ((0, 2), (2, 2))],
+    ("before", "after", "offload"),
+    [
+        ((3, 2), (1, 1), False),
+        ((1, 1), (3, 4), False),
+        ((2, 4), (0, 2), False),
+        ((0, 2), (2, 2), True),
+    ],
 )
 def test_another_layout_goes_on_as_if_nothing_had_happened(
-    before: tuple[int, int], after: tuple[int, int], train: Train, tmp_path: Path, reference: Path
+    before: tuple[int, int],
+    after: tuple[int, int],
+    offload: bool,
+    train: Train,
+    tmp_path: Path,
+    reference: Path,
 ) -> None:
     first = train("run", *SETTINGS, *layout_of(*before), "training.recovery.hang_s=100")
     assert_ok(first)
@@ -66,7 +77,8 @@ def test_another_layout_goes_on_as_if_nothing_had_happened(
     wanted = load_weights(newest_checkpoint(run_dir) / "weights.safetensors")[0]
     shutil.rmtree(newest_checkpoint(run_dir))
     (run_dir / "events.jsonl").unlink()
-    assert_ok(train("run", *SETTINGS, *layout_of(*after)))
+    offloading = f"training.offload_optimizer={str(offload).lower()}"
+    assert_ok(train("run", *SETTINGS, *layout_of(*after), offloading))
     whole, found = losses(reference), losses(run_dir)
     assert list(found) == list(range(7, 13))
     assert found == pytest.approx({step: whole[step] for step in found}, rel=2e-5)
@@ -109,7 +121,9 @@ def test_a_damaged_checkpoint_is_set_aside(train: Train, tmp_path: Path, referen
     assert losses(run_dir) == {step: whole[step] for step in range(7, 13)}
 
 
-def test_the_best_are_kept(train: Train, tmp_path: Path) -> None:
+def test_the_best_are_kept_and_the_last_averaged(
+    train: Train, hyperadapter: Train, tmp_path: Path
+) -> None:
     done = train(
         "run", "training.max_steps=12", "training.checkpoint.every_steps=2",
         "training.checkpoint.keep=1", "training.checkpoint.keep_best=2",
@@ -123,3 +137,23 @@ def test_the_best_are_kept(train: Train, tmp_path: Path) -> None:
     assert ranked[:2] == ["2", "4"]
     steps = [step for step, _ in complete_checkpoints(tmp_path / "run")]
     assert steps == [2, 4, 8, 12]
+
+    run_dir, mean = str(tmp_path / "run"), tmp_path / "mean.safetensors"
+    listed = hyperadapter("checkpoint", "list", run_dir, "--json")
+    assert_ok(listed)
+    rows = json.loads(listed.stdout)
+    assert [(row["step"], row["rank by valid/macro/nll"]) for row in rows] == [
+        (2, 1), (4, 2), (8, 3), (12, 4)
+    ]  # fmt: skip
+    assert_ok(hyperadapter("checkpoint", "average", run_dir, "--last", "2", "--out", str(mean)))
+    two = [
+        load_weights(path / "weights.safetensors")[0]["embedding.weight"]
+        for _, path in complete_checkpoints(tmp_path / "run")[-2:]
+    ]
+    found = load_weights(mean)[0]["embedding.weight"]
+    assert (found - (two[0] + two[1]) / 2).abs().max() < 1e-6
+    for which in ("best", str(mean)):
+        words = ("--run", run_dir, "--src", "en", "--tgt", "de", "--checkpoint", which)
+        done = hyperadapter("translate", *words, stdin="the house\n")
+        assert_ok(done)
+        assert done.stdout.count("\n") == 1

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.local import launched_externally, run_ranks
+from cluster.local import _end_with_parent, launched_externally, run_ranks
 
 
 def python(code: str) -> list[str]:
@@ -39,6 +39,18 @@ def test_a_failing_rank_ends_the_others() -> None:
 def test_a_rank_that_a_signal_killed_is_named_by_its_code() -> None:
     code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     assert run_ranks(python(code), 1) == 128 + signal.SIGKILL
+
+
+def test_a_stopped_rank_is_woken_to_end() -> None:
+    code = (
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
+        "if os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "time.sleep(2 if os.environ['RANK'] == '0' else 60); sys.exit(3)"
+    )
+    started = time.monotonic()
+    assert run_ranks(python(code), 2) == 3
+    assert time.monotonic() - started < 15
 
 
 @pytest.mark.parametrize("sent", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
@@ -90,6 +102,13 @@ def test_ranks_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     while time.monotonic() < deadline and any(is_running(pid) for pid in pids):
         time.sleep(0.02)
     assert [is_running(pid) for pid in pids] == [False, False]
+
+
+def test_a_rank_whose_parent_died_before_it_could_ask_ends() -> None:
+    rank = subprocess.Popen(
+        python("import time; time.sleep(60)"), preexec_fn=lambda: _end_with_parent(os.getppid() + 1)
+    )
+    assert rank.wait(20) == 1
 
 
 def is_running(pid: int) -> bool:

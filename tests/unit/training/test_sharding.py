@@ -72,10 +72,18 @@ def test_stages_1_and_2_keep_fp32_weights_beside_the_model(precision: str) -> No
     assert two.gradients == 2 * item * 1_500_000
 
 
+def test_copies_for_offloading() -> None:
+    """Shares in bf16, the largest gradient, and in stage 2 the sum of the gradients so far."""
+    shares = 2 * (200_000 + 175_026) + 2 * 700_000
+    one, two = (state(n, precision="bf16", offload_optimizer=True) for n in (1, 2))
+    assert one.host_copies == shares
+    assert two.host_copies == shares + 2 * 1_500_000
+
+
 def test_stage_3_shards_all_but_small_parameters() -> None:
     held = state(3)
     shards = (300_000 + 500_000 + 100 + 700_000) // 4
-    assert held.optimizer == 8 * shards  # fp32 shards are updated in place
+    assert held.optimizer == 12 * shards
     assert held.gradients == 4 * shards
     assert held.parameters == 4 * (shards + 100_000 + 15 + 160)
     assert held.gathered == 4 * (TOTAL - 160)
