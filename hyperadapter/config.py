@@ -368,9 +368,9 @@ class TrainingConfig(StrictModel):
             )
         if self.precision == "bf16" and self.zero_stage == 0:
             raise ValueError(
-                "precision bf16 with zero_stage 0 trains wrongly: DeepSpeed runs AdamW once on zero "
-                "gradients before training, which shifts its bias correction and decays the weights "
-                "once; use zero_stage 1"
+                "precision bf16 with zero_stage 0 trains wrongly: DeepSpeed runs AdamW once on "
+                "zero gradients before training, which shifts its bias correction and decays the "
+                "weights once; use zero_stage 1"
             )
         if self.schedule.warmup_steps + self.schedule.decay_steps > self.max_steps:
             raise ValueError(

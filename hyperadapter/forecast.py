@@ -12,7 +12,7 @@ from data_pipeline.tokenizer import Tokenizer
 from hyperadapter.config import RunConfig, check_world_size
 from hyperadapter.core.errors import ConfigError
 from hyperadapter.describe import Table
-from hyperadapter.fit import changes_that_fit, find_gpu, usable_bytes
+from hyperadapter.gpus import changes_that_fit, find_gpu, usable_bytes
 from hyperadapter.model.accounting import count_flops
 from hyperadapter.model.activations import MicroBatchSize, count_activations
 from hyperadapter.model.vocabulary import Vocabulary

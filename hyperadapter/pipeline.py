@@ -140,8 +140,9 @@ def train(config: RunConfig) -> None:
         return
     # Checked once here, so that a mistake is reported once and not by every rank.
     from hyperadapter.checkpoint.layout import complete_checkpoints
-    from hyperadapter.training.preflight import freeze_config, lock_run
+    from hyperadapter.training.preflight import check_world, freeze_config, lock_run
 
+    check_world(config, config.training.num_processes)
     # Rank 0 takes the lock again; a second start must change nothing in the folder of the first.
     with lock_run(Path(config.run_dir)):
         freeze_config(config)
@@ -161,7 +162,7 @@ def train(config: RunConfig) -> None:
         from hyperadapter.training.trainer import open_tracker
 
         # A rank that was killed could not say so.
-        open_tracker(config).finish("FAILED")
+        open_tracker(config).finish("FAILED", reason=f"exit code {code}")
         kind = ConfigError if code == ConfigError.exit_code else TrainingError
         raise kind(f"training in {config.run_dir} failed with exit code {code}, see above")
 

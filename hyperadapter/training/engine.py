@@ -54,6 +54,8 @@ def deepspeed_config(config: TrainingConfig, world_size: int) -> dict[str, Any]:
             # Its linear wrapper rounds differently from torch: 2e-3 after 50 steps of Adam.
             "memory_efficient_linear": False,
             "overlap_comm": config.device != "cpu" and torch.cuda.is_available(),
+            # DeepSpeed's 5e8 numbers would take 2 to 4 GB of a GPU; 5e7 fill a network as well.
+            "reduce_bucket_size": 50_000_000,
             "offload_optimizer": {"device": "cpu" if config.offload_optimizer else "none"},
         },
         # With offloading: AdamW as everywhere, which torch fuses on the CPU too.

@@ -78,7 +78,6 @@ def _without_gradient(model: nn.Module, batch: Batch) -> list[str]:
         seen.add(id(parameter))
         parameter.grad = None
 
-    # type: ignore[no-untyped-call]
     hooks = [
         p.register_post_accumulate_grad_hook(drop)  # type: ignore[no-untyped-call]
         for p in trained.values()

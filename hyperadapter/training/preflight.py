@@ -16,6 +16,7 @@ from hyperadapter.core.errors import ConfigError, TrainingError
 from hyperadapter.core.files import locked, require_space, write_text
 from hyperadapter.core.schema import load_config, to_yaml
 from hyperadapter.tracking import resolve_uri
+from hyperadapter.training.sharding import checkpoint_bytes, num_checkpoints
 
 __all__ = [
     "check_disk",
@@ -146,16 +147,15 @@ def check_world(config: RunConfig, world_size: int) -> None:
 def check_disk(config: RunConfig, num_parameters: int, num_trained: int) -> None:
     """Checks that the run folder has room for its checkpoints before the first step.
 
-    A checkpoint holds the fp32 weights for use, and as its state the weights that the model
-    computes with, and of what is trained fp32 weights and two moments of Adam. One checkpoint more
-    than `keep` exists for a moment.
+    Those that exist already count; while one is written it lies beside all that are kept.
 
     Raises:
         DiskFullError: It has not.
     """
-    state_bytes = 2 if config.training.precision == "bf16" else 4
-    checkpoint_bytes = num_parameters * (4 + state_bytes) + num_trained * 3 * 4
+    training = config.training
+    most = num_checkpoints(training.checkpoint, training.max_steps)
     existing = len(complete_checkpoints(Path(config.run_dir)))
-    keep = config.training.checkpoint.keep + 1 - min(existing, config.training.checkpoint.keep)
-    purpose = f"writing {keep} checkpoints of {num_parameters:,} parameters"
-    require_space(Path(config.run_dir), keep * checkpoint_bytes, purpose)
+    missing = max(1, most - existing)
+    purpose = f"writing {missing} checkpoints of {num_parameters:,} parameters"
+    num_bytes = missing * checkpoint_bytes(num_parameters, num_trained)
+    require_space(Path(config.run_dir), num_bytes, purpose)

@@ -15,6 +15,7 @@ from hyperadapter.config import TrainingConfig
 from hyperadapter.model.batch import Batch
 from hyperadapter.model.vocabulary import Vocabulary
 from hyperadapter.tracking import Tracker
+from hyperadapter.tracking.system import SystemSampler, metrics_by_node
 from hyperadapter.training.engine import Engine
 from hyperadapter.training.feed import Feed, Mixture
 from hyperadapter.training.meters import Reading, format_duration, passes_range
@@ -81,6 +82,7 @@ class Reports:
         stream: For the passes over the data.
         world: All ranks.
         first: Step at which this start of the run began.
+        sampler: Reads the state of this rank's node.
     """
 
     config: TrainingConfig
@@ -88,11 +90,13 @@ class Reports:
     stream: TrainStream
     world: World
     first: int
+    sampler: SystemSampler
     _started: float = field(default_factory=time.monotonic)
 
     def reading(self, reading: Reading, step: int, rate: float, more: Mapping[str, float]) -> None:
-        """Reports loss and speed since the reading before."""
-        metrics = reading.metrics() | {"train/learning_rate": rate} | dict(more)
+        """Reports loss, speed and the nodes since the reading before; every rank must call it."""
+        nodes = metrics_by_node(self.world.gather((self.sampler.node, self.sampler.read())))
+        metrics = reading.metrics() | {"train/learning_rate": rate} | dict(more) | nodes
         self.tracker.log_metrics(metrics, step)
         elapsed = time.monotonic() - self._started
         left = elapsed / max(step - self.first, 1) * (self.config.max_steps - step)

@@ -18,7 +18,7 @@ them trained (runtime/zero/stage_1_and_2.py and stage3.py):
 - Stage 3 keeps parameters of 100,000 numbers and fewer whole. The others are gathered when they
   are used, and released only if 10^9 numbers are used before they are needed again: a model of less
   than half of that is whole on every rank in each step.
-- Gradients travel through buffers of a fixed size, 5 10^8 numbers by default.
+- Gradients travel through buffers of a fixed size, of `reduce_bucket_size` numbers.
 """
 
 from __future__ import annotations

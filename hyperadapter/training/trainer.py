@@ -28,6 +28,7 @@ from hyperadapter.model.parts import stack_keys
 from hyperadapter.model.seq2seq import Seq2Seq, build_model
 from hyperadapter.model.vocabulary import Vocabulary
 from hyperadapter.tracking import NullTracker, TrackedRun, Tracker
+from hyperadapter.tracking.system import SystemSampler
 from hyperadapter.training import preflight
 from hyperadapter.training.engine import Engine, StepResult
 from hyperadapter.training.feed import Feed, Mixture
@@ -195,7 +196,9 @@ class Trainer:
     def _fit(self) -> None:
         """Trains on from where the run stands; saves, validates and logs on the way."""
         training = self.config.training
-        reports = Reports(training, self.tracker, self.stream, self.world, self.step)
+        reports = Reports(
+            training, self.tracker, self.stream, self.world, self.step, SystemSampler(self.run_dir)
+        )
         if not self.step and training.start_from:
             self._validate(reports)  # what the run begins with
         meter = Meter(self.world)

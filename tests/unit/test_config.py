@@ -107,7 +107,7 @@ def test_no_default_hides_a_required_choice(key: str) -> None:
         ),
         (
             {"training__precision": "bf16", "training__zero_stage": 0},
-            "bf16 with zero_stage 0 trains wrongly in DeepSpeed; use zero_stage 1",
+            "bf16 with zero_stage 0 trains wrongly: DeepSpeed runs AdamW once on zero gradients",
         ),
         (
             {"training__schedule": {"kind": "wsd", "warmup_steps": 6, "decay_steps": 5}},

@@ -13,8 +13,8 @@ from hyperadapter.cli import cli
 from hyperadapter.config import RunConfig
 from hyperadapter.core.errors import ConfigError
 from hyperadapter.core.schema import load_config
-from hyperadapter.fit import GPUS, changes_that_fit, usable_bytes
 from hyperadapter.forecast import forecast_run, forecast_tables
+from hyperadapter.gpus import GPUS, changes_that_fit, usable_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = ROOT / "configs" / "runs" / "study.yaml"

@@ -62,16 +62,17 @@ def test_what_is_trained_and_from_where_is(run_config: RunConfig, path: str, val
 
 
 @pytest.mark.parametrize(
-    ("precision", "num_trained", "expected"),
+    ("keys", "num_trained", "expected"),
     [
-        ("fp32", 1000, 4000 + 4000 + 12000),
-        ("bf16", 1000, 4000 + 2000 + 12000),
-        ("fp32", 100, 4000 + 4000 + 1200),
+        ({}, 1000, 3 * 12_000),  # two that are kept, and one that is being written
+        ({}, 100, 3 * 4_800),  # frozen parameters have no moments
+        ({"keep": 1, "keep_best": 3}, 1000, 5 * 12_000),
+        ({"keep_every_steps": 2}, 1000, (3 + 5) * 12_000),  # of 10 steps
     ],
 )
-def test_frozen_parameters_have_no_optimizer_state_to_save(
+def test_room_is_asked_for_all_checkpoints_that_will_be_kept(
     run_config: RunConfig,
-    precision: str,
+    keys: dict[str, int],
     num_trained: int,
     expected: int,
     monkeypatch: pytest.MonkeyPatch,
@@ -82,8 +83,7 @@ def test_frozen_parameters_have_no_optimizer_state_to_save(
         preflight, "require_space", lambda _, num_bytes, __: asked.append(num_bytes)
     )
     config = changed(run_config, "run_dir", str(tmp_path))
-    if precision != "fp32":
-        config = changed(config, "training.precision", precision)
+    for key, value in keys.items():
+        config = changed(config, f"training.checkpoint.{key}", value)
     preflight.check_disk(config, 1000, num_trained)
-    # Two that are kept, and one that is being written.
-    assert asked == [3 * expected]
+    assert asked == [expected]

@@ -120,7 +120,7 @@ def test_more_ranks_hold_no_more_each_and_no_less_together(world_size: int, stag
 
 def test_a_gpu_has_buffers_of_their_full_size() -> None:
     assert [state(n, on_gpu=True).communication for n in range(4)] == [
-        0, 2 * 4 * 500_000_000, 2 * 4 * 500_000_000, 4 * 500_000_000,
+        0, 2 * 4 * 50_000_000, 2 * 4 * 50_000_000, 4 * 50_000_000,
     ]  # fmt: skip
     assert state(1).communication == 4 * TRAINED
 
