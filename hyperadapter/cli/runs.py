@@ -1,0 +1,191 @@
+"""Commands that train, evaluate and use a run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from hyperadapter.cli.base import (
+    cli,
+    json_option,
+    print_json,
+    print_report,
+    print_table,
+    with_config,
+)
+from hyperadapter.core.errors import DataError
+from hyperadapter.core.heap import keep_freed_memory
+
+if TYPE_CHECKING:
+    from hyperadapter.config import RunConfig
+    from hyperadapter.evaluation.evaluate import HeldOutSplit
+
+__all__ = ["checkpoint_group", "evaluate", "run", "train", "translate"]
+
+
+@cli.command("train")
+@with_config
+@click.option(
+    "--dry-run", is_flag=True, help="Prints memory, work, disk and hours, and trains nothing."
+)
+@click.option("--world", "world_size", type=click.IntRange(min=1), help="Ranks, for --dry-run.")
+@click.option("--gpu", metavar="TYPE", help="Such as H100, for --dry-run: does it fit, how long?")
+@click.option(
+    "--utilisation",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Share of the GPU's peak, for --dry-run; 0.40 by default.",
+)
+@click.option(
+    "--tokens-per-s",
+    type=click.FloatRange(0, min_open=True),
+    help="Measured target tokens a second of all ranks, for --dry-run.",
+)
+@json_option
+def train(config: RunConfig, dry_run: bool, as_json: bool, **options: Any) -> None:
+    """Trains, or resumes, a run; starts training.num_processes ranks unless a launcher did."""
+    if dry_run:
+        from hyperadapter import forecast
+
+        print_report(forecast.forecast_run(config, **options), forecast.forecast_tables, as_json)
+        return
+    given = [name for name, value in options.items() if value is not None]
+    if given or as_json:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in (given or ["json"]))
+        raise click.UsageError(f"{names.replace('--world-size', '--world')} is for --dry-run")
+    from hyperadapter import pipeline
+
+    pipeline.train(config)
+
+
+checkpoint_option = click.option(
+    "--checkpoint",
+    default="newest",
+    show_default=True,
+    metavar="WHICH",
+    help="newest, best, the step of a checkpoint, or a weights file.",
+)
+
+
+@cli.group("checkpoint")
+def checkpoint_group() -> None:
+    """Looks at the checkpoints of a run."""
+
+
+@checkpoint_group.command("list")
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@json_option
+def checkpoint_list(run_dir: Path, as_json: bool) -> None:
+    """Lists a run's complete checkpoints, with the metric that the best are kept by."""
+    from hyperadapter import pipeline
+
+    rows = pipeline.checkpoints(run_dir)
+    if as_json:
+        print_json(rows)
+    else:
+        title = f"{len(rows)} checkpoints of {run_dir}"
+        columns = list(rows[0]) if rows else ["step"]
+        print_table(title, columns, [list(row.values()) for row in rows])
+
+
+@checkpoint_group.command("average")
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option("--last", type=click.IntRange(min=2), help="Average so many of the newest.")
+@click.option("--steps", help="Average these, such as 9000,9500,10000.")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="The weights file to write."
+)
+def checkpoint_average(run_dir: Path, last: int | None, steps: str | None, out: Path) -> None:
+    """Writes the mean of several checkpoints' weights, for `--checkpoint` of other commands."""
+    from hyperadapter import pipeline
+
+    if (last is None) == (steps is None):
+        raise click.UsageError("give either --last or --steps")
+    paths = pipeline.average(run_dir, last, steps.split(",") if steps else [], out)
+    click.echo(f"{out} is the mean of {', '.join(path.parent.name for path in paths)}", err=True)
+
+
+@cli.command("evaluate")
+@with_config
+@click.option(
+    "--split", type=click.Choice(["valid", "test"]), default="test", help="What to score."
+)
+@checkpoint_option
+@json_option
+def evaluate(config: RunConfig, split: HeldOutSplit, checkpoint: str, as_json: bool) -> None:
+    """Translates a split and scores every direction."""
+    from hyperadapter import pipeline
+
+    scores = pipeline.evaluate(config, split, checkpoint)
+    if as_json:
+        print_json(scores.model_dump(mode="json"))
+    else:
+        print_table(*pipeline.scores_table(scores))
+
+
+@cli.command("translate")
+@click.option(
+    "--run",
+    "run_dir",
+    default="runs/quickstart",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="A run folder with a checkpoint.",
+)
+@click.option("--src", required=True, metavar="CODE", help="Source language, e.g. de.")
+@click.option("--tgt", required=True, metavar="CODE", help="Target language, e.g. en.")
+@click.option("--beam-size", type=click.IntRange(min=1), help="Instead of the run's.")
+@checkpoint_option
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="auto: a GPU if there is one.",
+)
+def translate(
+    run_dir: Path,
+    src: str,
+    tgt: str,
+    beam_size: int | None,
+    checkpoint: str,
+    device: Literal["auto", "cpu", "cuda"],
+) -> None:
+    """Translates lines from stdin to stdout."""
+    from hyperadapter.checkpoint.layout import choose_weights
+    from hyperadapter.config import RunConfig
+    from hyperadapter.core.schema import load_config
+    from hyperadapter.evaluation.translate import Translator, choose_device
+
+    keep_freed_memory()
+    overrides = () if beam_size is None else (f"evaluation.beam_size={beam_size}",)
+    config = load_config(RunConfig, run_dir / "config.yaml", overrides)
+    weights = choose_weights(run_dir, checkpoint, config.training.checkpoint)
+    translator = Translator.from_weights(weights, run_dir, config, choose_device(device))
+    try:
+        texts = sys.stdin.buffer.read().decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"stdin is not UTF-8 at byte {error.start}; convert it first") from error
+    if texts[-1] == "":  # what follows the last line's end
+        texts.pop()
+    for line in translator.translate(texts, src, tgt):
+        click.echo(line)
+
+
+@cli.command("run")
+@with_config
+@json_option
+def run(config: RunConfig, as_json: bool) -> None:
+    """Does everything: fetch, clean, tokenise, shard, train, evaluate, summarise."""
+    from hyperadapter import pipeline
+
+    scores, summary = pipeline.run(config)
+    if as_json:
+        print_json(summary)
+        return
+    print_table(*pipeline.scores_table(scores))
+    print_table(*pipeline.summary_table(summary))
+    for line in pipeline.where_to_look(config):
+        click.echo(line)
