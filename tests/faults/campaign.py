@@ -175,15 +175,12 @@ class Campaign:
                     break
                 waiting.remove(running[0])
                 self._inject(running[0])
-            if self.training.code is None or self._is_finished():
+            if self.training.code in (None, 0):
                 break
             if not self.records or self.records[-1].code != self.training.code:
                 self.problems.append(f"it ended by itself with {self._complaint()}")
                 break
-        self.left = list(waiting)
-
-    def _is_finished(self) -> bool:
-        return self.training.code == 0
+        self.left += waiting
 
     def _ended(self) -> bool:
         return self.training.code is not None
@@ -192,11 +189,11 @@ class Campaign:
         return self.plan.layouts[self._starts % len(self.plan.layouts)]
 
     def _start(self) -> None:
-        """Starts the command, and waits for its first step."""
+        """Starts the command."""
         layout = self._layout()
         self._starts += 1
         self._events.refresh()
-        before = len(self._events.steps)
+        self._first_of_start = len(self._events.steps)
         values = self._settings | layout.settings()
         arguments = ["--config", str(self._config)]
         for key, value in values.items():
@@ -205,7 +202,6 @@ class Campaign:
         more |= {ALONE_VARIABLE: "1"} if layout.world_size == 1 else {}
         log = self.folder / f"start-{self._starts:03d}.log"
         self.training = Training(arguments, self.folder, log, more, self._forks)
-        self._first_of_start = before
 
     def _wait_for_steps(self, count: int) -> bool:
         """Waits until so many steps of this start have been logged."""
@@ -237,6 +233,9 @@ class Campaign:
         if kind.needs == "down":
             self._start()
         struck = self._strike(kind, record, order)
+        if struck is None and self.training.code == 0:  # it was done too early
+            self.left.append(name)
+            return
         if struck is None:
             self.problems.append(f"{name} of step {step} was never struck: {self._complaint()}")
             return
