@@ -208,6 +208,8 @@ class Trainer:
                 self.watchdog.touch()
                 batches = feed.get(self.step)
                 if batches is None:
+                    if not meter.is_empty:
+                        self.recovery.examine(meter.read())
                     self._stop_here()
                 rate = learning_rate(
                     training.schedule, training.learning_rate, self.step + 1, training.max_steps

@@ -44,7 +44,7 @@ def reference(
     return losses(run_dir)
 
 
-@pytest.mark.parametrize(("stage", "world_size"), [(1, 2), (2, 2), (3, 2), (2, 4), (3, 1)])
+@pytest.mark.parametrize(("stage", "world_size"), [(3, 2), (2, 4)])
 def test_losses_do_not_depend_on_stage_and_world_size(
     stage: int, world_size: int, train: Train, tmp_path: Path, reference: dict[int, float]
 ) -> None:
@@ -57,13 +57,10 @@ def test_losses_do_not_depend_on_stage_and_world_size(
     assert reference[12] < reference[1] - 0.3
 
 
-@pytest.mark.parametrize("kind", ["none", "language", "family", "direction"])
-def test_ranks_with_different_directions_train_as_one(
-    kind: str, train: Train, tmp_path: Path
-) -> None:
+def test_ranks_with_different_directions_train_as_one(train: Train, tmp_path: Path) -> None:
     """With one module per language, stages 1 to 3 would go wrong here without an error."""
     changes = (
-        f"model.adapter.kind={kind}",
+        "model.adapter.kind=direction",
         "data.stream.policy=one_direction_per_micro_batch",
         "training.global_batch_tokens=2000",
         "training.max_steps=6",
