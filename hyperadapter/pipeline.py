@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.local import EXIT_INTERRUPTED, launched_externally, run_ranks
 from hyperadapter.config import RunConfig
-from hyperadapter.core.errors import ConfigError, DataError, Interrupted, TrainingError
+from hyperadapter.core.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    Interrupted,
+    TrainingError,
+)
 from hyperadapter.core.events import read_metric
 from hyperadapter.core.files import locked, read_json, write_json
 from hyperadapter.core.heap import keep_freed_memory
@@ -139,16 +145,15 @@ def train(config: RunConfig) -> None:
         train_rank(config)
         return
     # Checked once here, so that a mistake is reported once and not by every rank.
-    from hyperadapter.checkpoint.layout import complete_checkpoints
     from hyperadapter.training.preflight import check_world, freeze_config, lock_run
 
     check_world(config, config.training.num_processes)
     # Rank 0 takes the lock again; a second start must change nothing in the folder of the first.
     with lock_run(Path(config.run_dir)):
         freeze_config(config)
-    checkpoints = complete_checkpoints(Path(config.run_dir))
-    if checkpoints and checkpoints[-1][0] >= config.training.max_steps:
-        log.info("%s is trained already", checkpoints[-1][1])
+    finished = _finished(config)
+    if finished is not None:
+        log.info("%s is trained already", finished)
         return
     if config.training.num_processes == 1:
         train_rank(config)
@@ -165,6 +170,20 @@ def train(config: RunConfig) -> None:
         open_tracker(config).finish("FAILED", reason=f"exit code {code}")
         kind = ConfigError if code == ConfigError.exit_code else TrainingError
         raise kind(f"training in {config.run_dir} failed with exit code {code}, see above")
+
+
+def _finished(config: RunConfig) -> Path | None:
+    """Returns the checkpoint of a run's last step, if it is there and whole."""
+    from hyperadapter.checkpoint import layout
+
+    checkpoints = layout.complete_checkpoints(Path(config.run_dir))
+    if not checkpoints or checkpoints[-1][0] < config.training.max_steps:
+        return None
+    try:
+        layout.verify(checkpoints[-1][1])
+    except CheckpointError:
+        return None  # training sets it aside
+    return checkpoints[-1][1]
 
 
 def stats(config: RunConfig) -> dict[str, Any]:
@@ -245,7 +264,6 @@ def average(run_dir: Path, last: int | None, steps: Sequence[str], out: Path) ->
     """
     from hyperadapter.checkpoint import layout
     from hyperadapter.checkpoint.average import average_weights
-    from hyperadapter.core.errors import CheckpointError
     from hyperadapter.core.schema import load_config
 
     config = load_config(RunConfig, run_dir / "config.yaml").training.checkpoint
