@@ -22,7 +22,7 @@ from hyperadapter.tracking.uri import brief, redact
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["METRICS_PER_REQUEST", "MlflowRun", "clean_key"]
+__all__ = ["METRICS_PER_REQUEST", "MlflowRun", "clean_key", "import_mlflow"]
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ _MLFLOW_ENVIRONMENT = {
 }
 
 
-def _import_mlflow() -> Any:
+def import_mlflow() -> Any:
     """Imports MLflow, which takes two seconds, quiet and quick to fail."""
     for name, value in _MLFLOW_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -82,7 +82,7 @@ class MlflowRun:
         self._run_dir = run_dir
         self._uri = uri
         # Here and not in a thread: one package imported by two threads at a time can fail.
-        self._mlflow = _import_mlflow()
+        self._mlflow = import_mlflow()
         self._client: MlflowClient = None
         self._run_id = ""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
@@ -24,7 +25,7 @@ from hyperadapter.config import RunConfig
 from hyperadapter.core.errors import CheckpointError, Interrupted
 from hyperadapter.core.schema import flat_params
 from hyperadapter.model.batch import Batch
-from hyperadapter.model.parts import stack_keys
+from hyperadapter.model.parts import part_of, stack_keys
 from hyperadapter.model.seq2seq import Seq2Seq, build_model
 from hyperadapter.model.vocabulary import Vocabulary
 from hyperadapter.tracking import NullTracker, TrackedRun, Tracker
@@ -133,6 +134,7 @@ class Trainer:
             "%s parameters, %s of them trained, %d processes on %s", f"{num_parameters:,}",
             f"{num_trained:,}", world.size, world.device,
         )  # fmt: skip
+        self.tracker.log_metrics(_sizes(model), 0)
         self.saver = Saver(world, self.run_dir, config.training.checkpoint)
         self.recovery = Recovery(self.run_dir, config.training.recovery, world)
         self.engine: Engine | None = None
@@ -344,6 +346,19 @@ class Trainer:
         }
         self.saver.start(self.step, self.engine.state, info, self.progress, values)
         self.tracker.log_metrics(self.progress.metrics(), self.step)
+
+
+def _sizes(model: Seq2Seq) -> dict[str, float]:
+    """Returns parameters of the model, of its main network and of its hyper-network."""
+    counts: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        part = part_of(name)
+        counts["num_parameters"] += parameter.numel()
+        if part.startswith("hyper"):
+            counts["num_hyper_parameters"] += parameter.numel()
+        elif part != "adapters":
+            counts["num_main_parameters"] += parameter.numel()
+    return {f"model/{name}": float(count) for name, count in counts.items()}
 
 
 def _newest_whole_step(run_dir: Path) -> int:
