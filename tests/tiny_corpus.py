@@ -156,7 +156,11 @@ def write_tsv(path: Path, rows: Sequence[tuple[str, str]]) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data and `run.yaml`, prepared up to the shards."""
-    folder = tmp_path_factory.mktemp("corpus")
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def make_corpus(folder: Path) -> Path:
+    """Fills an empty folder with data and `run.yaml`, prepared up to the shards."""
     tree = {
         "name": "tiny",
         "run_dir": str(folder / "run"),

@@ -13,6 +13,8 @@ RUN_DIR/checkpoints/
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
 import shutil
@@ -68,6 +70,7 @@ class CheckpointManifest(StrictModel):
     precision: str
     data: str = Field(description="Fingerprint of the training shards")
     files: dict[str, FileRecord]
+    checksum: str = Field(description="SHA-256 of all that stands before it")
 
     @field_validator("files")
     @classmethod
@@ -105,7 +108,8 @@ def commit(part: Path, *, step: int, values: Mapping[str, str | int]) -> Path:
         if path.is_file()
     }
     record = {name: file.model_dump() for name, file in files.items()}
-    write_json(part / _MANIFEST, {"step": step, **values, "files": record})
+    tree = {"step": step, **values, "files": record}
+    write_json(part / _MANIFEST, tree | {"checksum": _checksum(tree)})
     final = part.with_suffix("")
     if final.exists():
         shutil.rmtree(final)
@@ -180,9 +184,19 @@ def read_manifest(checkpoint: Path) -> CheckpointManifest:
     """
     path = checkpoint / _MANIFEST
     try:
-        return parse_config(CheckpointManifest, read_json(path), str(path))
+        tree = read_json(path)
+        manifest = parse_config(CheckpointManifest, tree, str(path))
     except (DataError, ConfigError) as error:
         raise CheckpointError(f"{checkpoint} is not a whole checkpoint: {error}") from error
+    del tree["checksum"]
+    if manifest.checksum != _checksum(tree):
+        raise CheckpointError(f"{checkpoint} is not a whole checkpoint: {path} was changed")
+    return manifest
+
+
+def _checksum(tree: Mapping[str, Any]) -> str:
+    text = json.dumps(tree, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def verify(checkpoint: Path) -> CheckpointManifest:

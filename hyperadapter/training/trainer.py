@@ -74,7 +74,10 @@ def train(config: RunConfig) -> None:
             Tokenizer.copy(
                 Path(config.data.folder) / "tokenizer", Path(config.run_dir) / "tokenizer"
             )
-        trainer.fit()
+        try:
+            trainer.fit()
+        finally:
+            watchdog.stop()  # what follows, such as the last events for MLflow, has limits of its own
 
 
 def open_tracker(config: RunConfig, owns_status: bool = True) -> Tracker:

@@ -29,6 +29,10 @@ class Watchdog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Watches no more."""
         if self._seconds:
             faulthandler.cancel_dump_traceback_later()
 

@@ -7,30 +7,18 @@ python -m tests.faults --hours 8 --stage 3 --only sigkill-rank --only hang-c
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import logging
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
-from tests import tiny_corpus
 from tests.faults.forks import Forks
 from tests.faults.harness import Harness, table
 from tests.faults.kinds import KINDS
-
-
-class _Folders:
-    """What pytest would give to the fixture `corpus`."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def mktemp(self, name: str) -> Path:
-        folder = self._folder / name
-        folder.mkdir(parents=True)
-        return folder
+from tests.tiny_corpus import make_corpus
 
 
 def _arguments() -> argparse.Namespace:
@@ -56,7 +44,8 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     with Forks() as forks, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         folder = (arguments.folder or Path(temporary)).resolve()
-        corpus = inspect.unwrap(tiny_corpus.corpus)(_Folders(folder))
+        (folder / "corpus").mkdir(parents=True)
+        corpus = make_corpus(folder / "corpus")
         end = time.monotonic() + 3600 * arguments.hours
         seed = arguments.seed
         harness = Harness(
@@ -67,12 +56,14 @@ def main() -> int:
             arguments.processes,
             fresh_every=arguments.fresh_every,
         )
-        while True:
-            names = arguments.only or harness.possible()
-            harness.run(seed, arguments.count, names, arguments.parallel)
-            seed += 1
-            if time.monotonic() >= end:
-                break
+        # Ctrl-C: what is under way ends, and the table comes.
+        with suppress(KeyboardInterrupt):
+            while True:
+                names = arguments.only or harness.possible()
+                harness.run(seed, arguments.count, names, arguments.parallel)
+                seed += 1
+                if time.monotonic() >= end:
+                    break
         if arguments.json:
             print(json.dumps(harness.result(), indent=2))  # noqa: T201
         else:

@@ -124,11 +124,13 @@ class Campaign:
         self._waiting: list[tuple[Record, int, int, bool]] = []
         self._events = Events(self.run_dir)
         needs = {KINDS[name].needs for name in plan.kinds}
-        self.hang_s = HANG_S if forks is not None and "server" not in needs else _PATIENT_S
+        patient = forks is None or "server" in needs
+        most_ranks = max(layout.world_size for layout in plan.layouts)
+        self.hang_s = _PATIENT_S if patient else HANG_S * max(1.0, most_ranks / 2)
         self._settings = settings(config, folder, plan.max_steps, "shards" in needs) | {
             "training.checkpoint.every_steps": self.interval,
             "training.validation.every_steps": int(self.random.integers(8, 20)),
-            "training.recovery": f"{{hang_s: {self.hang_s}, max_rollbacks: 1000}}",
+            "training.recovery": self._recovery(),
         }
         self._on_disk = "disk" in needs
         self._with_server = "server" in needs
@@ -177,10 +179,28 @@ class Campaign:
                 self._inject(running[0])
             if self.training.code in (None, 0):
                 break
+            if self.training.code == 1 and self._was_slow():
+                continue
             if not self.records or self.records[-1].code != self.training.code:
                 self.problems.append(f"it ended by itself with {self._complaint()}")
                 break
         self.left += waiting
+
+    def _was_slow(self) -> bool:
+        """Gives a start more time that a busy machine kept from its first step."""
+        self._events.refresh()
+        slow = (
+            len(self._events.steps) == self._first_of_start and "Timeout (" in self.training.text()
+            and self.hang_s < _PATIENT_S
+        )  # fmt: skip
+        if slow and not self._struck_here:
+            self.hang_s *= 2
+            self._settings["training.recovery"] = self._recovery()
+            return True
+        return False
+
+    def _recovery(self) -> str:
+        return f"{{hang_s: {self.hang_s}, max_rollbacks: 1000}}"
 
     def _ended(self) -> bool:
         return self.training.code is not None
@@ -194,6 +214,7 @@ class Campaign:
         self._starts += 1
         self._events.refresh()
         self._first_of_start = len(self._events.steps)
+        self._struck_here = False
         values = self._settings | layout.settings()
         arguments = ["--config", str(self._config)]
         for key, value in values.items():
@@ -240,6 +261,7 @@ class Campaign:
             self.problems.append(f"{name} of step {step} was never struck: {self._complaint()}")
             return
         self.records.append(record)
+        self._struck_here = True
         if kind.ends is not False:
             self._watch_end(kind, record, struck)
         else:
@@ -357,7 +379,7 @@ class Campaign:
         """Waits until the run has gone on after a fault."""
         before = len(self._events.steps)
         self._wait_for_steps(before - self._first_of_start + kind.steps + 4)
-        steps = [step for _, step in self._events.steps[max(0, before - 4) :]]
+        steps = [step for _, step in self._events.steps[max(self._first_of_start, before - 1) :]]
         drops = [a - b + 1 for a, b in pairwise(steps) if b <= a]
         record.lost = max(drops, default=0)
         if record.lost > 2 * self.interval:

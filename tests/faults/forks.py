@@ -34,7 +34,7 @@ class Forks:
         self._lock = threading.Lock()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.forks"], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, text=True, cwd=REPOSITORY,
+            stdout=subprocess.PIPE, text=True, cwd=REPOSITORY, start_new_session=True,
             env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
         )  # fmt: skip
 

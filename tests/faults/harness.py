@@ -95,6 +95,10 @@ class Harness:
 
     def run(self, seed: int, count: int, names: Sequence[str], parallel: int = 1) -> None:
         """Injects at least `count` faults of the given kinds, each about as often."""
+        if all(layout.world_size == 1 for layout in self._layouts):
+            names = [name for name in names if name not in _NEEDS_A_LAUNCHER]
+        if not names:
+            raise ValueError("one process has no launcher that could get these faults")
         random = np.random.default_rng(seed)
         pool: deque[str] = deque()
         while len(pool) < count:
@@ -118,8 +122,7 @@ class Harness:
         layout = self._layouts[number % len(self._layouts)]
         layouts: tuple[Layout, ...] = (layout,)
         if number % 5 == 4:  # other layouts at every start
-            others = [Layout(3, 2), Layout(1, 1), Layout(2, 2)]
-            layouts = (layout, *(other for other in others if other in self._layouts))
+            layouts = tuple(dict.fromkeys([layout, *self._layouts[1:4], self._layouts[5]]))
         own = KINDS[pool[0]].needs in _OWN_CAMPAIGN
         chosen: list[str] = []
         for name in list(pool):

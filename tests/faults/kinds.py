@@ -136,7 +136,9 @@ def _server_goes(campaign: Campaign, _: int) -> None:
 
 def _stop_early(campaign: Campaign, rank: int) -> None:
     time.sleep(campaign.random.uniform(0.0, 8.0))
-    campaign.training.send(signal.SIGTERM, campaign.training.rank(rank))
+    training = campaign.training
+    training.wait(lambda: training.rank(rank) is not None, 30.0, 0.1)
+    training.send(signal.SIGTERM, training.rank(rank))
 
 
 KINDS = {

@@ -45,9 +45,11 @@ def processes_of(folder: Path) -> dict[int, str]:
 def _lives(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        tasks = os.listdir(f"/proc/{pid}/task")
     except OSError:
         return False
-    return state not in "XZ"
+    # Until its last thread has ended, a dead process still holds its locks.
+    return state not in "XZ" or len(tasks) > 1
 
 
 class Events:

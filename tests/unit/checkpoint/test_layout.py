@@ -131,3 +131,20 @@ def test_weights_are_chosen_by_name(tmp_path: Path) -> None:
         layout.choose_weights(tmp_path, "7", config)
     with pytest.raises(CheckpointError, match=r"no checkpoint whose other is known"):
         layout.choose_weights(tmp_path, "best", keep(best_metric="other"))
+
+
+def test_a_changed_manifest_is_no_checkpoint(tmp_path: Path) -> None:
+    folder = save(tmp_path, 5)
+    path = folder / "manifest.json"
+    text = path.read_text()
+    for old, new in (
+        ('"data": "d"', '"data": "e"'),
+        ('"step": 5', '"step": 4'),
+        ("rank0", "rank1"),
+    ):
+        assert old in text
+        path.write_text(text.replace(old, new))
+        with pytest.raises(CheckpointError, match=r"not a whole checkpoint: .* was changed"):
+            layout.verify(folder)
+    path.write_text(text)
+    layout.verify(folder)
