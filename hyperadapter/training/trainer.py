@@ -77,7 +77,7 @@ def train(config: RunConfig) -> None:
         try:
             trainer.fit()
         finally:
-            watchdog.stop()  # what follows, such as the last events for MLflow, has limits of its own
+            watchdog.stop()  # the tracker's end has a limit of its own
 
 
 def open_tracker(config: RunConfig, owns_status: bool = True) -> Tracker:
