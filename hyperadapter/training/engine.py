@@ -246,28 +246,6 @@ class Engine:
         """Frees what DeepSpeed holds, but for models of stage 3."""
         self._engine.destroy()
 
-    def full_weights(self) -> dict[str, Tensor]:
-        """Gathers the fp32 weights on the CPU; every rank must call it, rank 0 gets them.
-
-        With bf16 these are the optimizer's master weights, not the rounded ones. It has none of
-        frozen parameters: theirs are the rounded ones, which is what the model computes with.
-        """
-        import deepspeed
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        weights: dict[str, Tensor] = {}
-        for name, parameter in self._engine.module.named_parameters():
-            if self.config.precision == "bf16" and parameter.requires_grad:
-                full = safe_get_full_fp32_param(parameter)
-                if self.world.is_main:
-                    weights[name] = full.detach().cpu().clone()
-                continue
-            sharded = self.config.zero_stage == 3
-            with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
-                if self.world.is_main:
-                    weights[name] = parameter.detach().to("cpu", torch.float32, copy=True)
-        return weights
-
 
 def _import_deepspeed() -> Any:
     """Imports DeepSpeed without what it would load for nothing: 2.4 s and 150 MB a rank.

@@ -40,6 +40,7 @@ from hyperadapter.model.vocabulary import Vocabulary
 from hyperadapter.training import engine as engine_module
 from hyperadapter.training.optimizer import build_optimizer, freeze, set_learning_rate
 from hyperadapter.training.world import World, start_world
+from tests.distributed.gathering import gathered_weights
 
 PLAIN = -1
 QUARTERS = 4
@@ -277,7 +278,7 @@ def train_engine(variant: Variant, stage: int, world: World) -> tuple[Result, di
         )
         sums = world.sum(torch.stack([result.loss, result.nll]).double())
         rows.append((*sums.tolist(), float(result.grad_norm)))
-    weights = engine.full_weights()
+    weights = gathered_weights(engine, world)
     engine.close()
     ghost = weakref.ref(model)
     del engine, model

@@ -22,6 +22,7 @@ from hyperadapter.training.engine import Engine
 from hyperadapter.training.optimizer import build_optimizer
 from hyperadapter.training.participation import check_participation
 from hyperadapter.training.world import World, start_world
+from tests.distributed.gathering import gathered_weights
 from tests.distributed.parity_worker import (
     STEPS,
     VARIANTS,
@@ -106,7 +107,7 @@ def _error(modules: bool, stage: int, world: World) -> float:
         target_tokens(APART),
         config.learning_rate,
     )
-    weights = engine.full_weights()
+    weights = gathered_weights(engine, world)
     engine.close()
     right = _right(modules)
     worst = (float((weight - right[name]).abs().max()) for name, weight in weights.items())
