@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.config import DataConfig
+from hyperadapter.core.errors import nearest
 from hyperadapter.core.languages import family_of, parse_language
 from hyperadapter.core.schema import StrictModel
 
@@ -250,7 +251,7 @@ class RecoveryConfig(StrictModel):
     """What a run does about a loss or a gradient that goes wrong."""
 
     max_rollbacks: int = Field(
-        default=3, ge=0, description="Returns to the last checkpoint, over all starts; 0: stop"
+        default=10, ge=0, description="Returns to the last checkpoint, over all starts; 0: stop"
     )
     spike_factor: float = Field(
         default=0.0,
@@ -442,6 +443,19 @@ class RunConfig(StrictModel):
                 f"longest sentence: data.shards.max_sentence_tokens "
                 f"{self.data.shards.max_sentence_tokens} + 1 for the language tag; raise the one "
                 "or lower the other"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _best_metric_exists(self) -> RunConfig:
+        checkpoint = self.training.checkpoint
+        names = ["valid/macro/nll"]
+        names += [f"valid/{direction}/nll" for direction in self.data.resolved_directions()]
+        if checkpoint.keep_best and checkpoint.best_metric not in names:
+            raise ValueError(
+                f"training.checkpoint.best_metric {checkpoint.best_metric!r} is no metric of "
+                f"validation{nearest(checkpoint.best_metric, names)}; use valid/macro/nll or that "
+                f"of a direction, such as {names[-1]}"
             )
         return self
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 
 from hyperadapter.checkpoint.weights import WeightsInfo, load_info, save_weights
@@ -44,9 +43,11 @@ def average_weights(paths: Sequence[Path], out: Path) -> WeightsInfo:
             )
     with ExitStack() as stack:
         files = [stack.enter_context(safe_open(path, "pt")) for path in paths]
-        mean = {
-            name: torch.stack([file.get_tensor(name).double() for file in files]).mean(0).float()
-            for name in files[0].keys()  # noqa: SIM118 (not a dictionary)
-        }
+        mean = {}
+        for name in files[0].keys():  # noqa: SIM118 (not a dictionary)
+            total = files[0].get_tensor(name).double()
+            for file in files[1:]:
+                total += file.get_tensor(name)
+            mean[name] = (total / len(files)).float()
     save_weights(out, mean, newest.to_metadata())
     return newest

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -33,6 +34,7 @@ __all__ = [
     "WEIGHTS_FILE",
     "CheckpointManifest",
     "FileRecord",
+    "OtherFormatError",
     "best_checkpoints",
     "checkpoint_folder",
     "choose_weights",
@@ -43,6 +45,7 @@ __all__ = [
     "note_value",
     "prune",
     "read_manifest",
+    "remove_leftovers",
     "set_aside",
     "verify",
 ]
@@ -50,7 +53,13 @@ __all__ = [
 WEIGHTS_FILE = "weights.safetensors"
 _MANIFEST = "manifest.json"
 _VALIDATION = "validation.json"
+log = logging.getLogger(__name__)
+
 _NAME = re.compile(r"^step-(\d{8,})$")
+
+
+class OtherFormatError(CheckpointError):
+    """A checkpoint is whole, but not of this version."""
 
 
 class FileRecord(StrictModel):
@@ -70,7 +79,6 @@ class CheckpointManifest(StrictModel):
     precision: str
     data: str = Field(description="Fingerprint of the training shards")
     files: dict[str, FileRecord]
-    checksum: str = Field(description="SHA-256 of all that stands before it")
 
     @field_validator("files")
     @classmethod
@@ -94,22 +102,31 @@ def new_part_folder(run_dir: Path, step: int) -> Path:
     return part
 
 
-def commit(part: Path, *, step: int, values: Mapping[str, str | int]) -> Path:
+def commit(
+    part: Path, *, step: int, values: Mapping[str, str | int], names: Iterable[str] = ()
+) -> Path:
     """Writes the manifest of a part folder and gives the folder its final name.
 
     Args:
         part: From `new_part_folder`, with all files in it.
         step: Optimizer steps done.
         values: The manifest's fingerprint, world_size, zero_stage, precision and data.
+        names: Files that must be there, which other nodes wrote: a listing may not show them yet.
+
+    Raises:
+        OSError: One of `names` is not there.
     """
+    listed = {str(path.relative_to(part)) for path in part.rglob("*") if path.is_file()}
+    paths = {name: part / name for name in sorted(listed.union(names))}
     files = {
-        str(path.relative_to(part)): FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
-        for path in sorted(part.rglob("*"))
-        if path.is_file()
+        name: FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
+        for name, path in paths.items()
     }
     record = {name: file.model_dump() for name, file in files.items()}
     tree = {"step": step, **values, "files": record}
     write_json(part / _MANIFEST, tree | {"checksum": _checksum(tree)})
+    for folder in {path.parent for path in paths.values()}:
+        sync_folder(folder)
     final = part.with_suffix("")
     if final.exists():
         shutil.rmtree(final)
@@ -184,14 +201,19 @@ def read_manifest(checkpoint: Path) -> CheckpointManifest:
     """
     path = checkpoint / _MANIFEST
     try:
-        tree = read_json(path)
-        manifest = parse_config(CheckpointManifest, tree, str(path))
-    except (DataError, ConfigError) as error:
+        tree = dict(read_json(path))
+    except (DataError, OSError, TypeError, ValueError) as error:
         raise CheckpointError(f"{checkpoint} is not a whole checkpoint: {error}") from error
-    del tree["checksum"]
-    if manifest.checksum != _checksum(tree):
+    checksum = tree.pop("checksum", None)
+    if checksum is not None and checksum != _checksum(tree):
         raise CheckpointError(f"{checkpoint} is not a whole checkpoint: {path} was changed")
-    return manifest
+    try:
+        return parse_config(CheckpointManifest, tree, str(path))
+    except ConfigError as error:
+        raise OtherFormatError(
+            f"{checkpoint} was written by another version of hyperadapter: {error}. Go on with "
+            "that version, or start a new run from its weights (training.start_from)"
+        ) from error
 
 
 def _checksum(tree: Mapping[str, Any]) -> str:
@@ -206,19 +228,26 @@ def verify(checkpoint: Path) -> CheckpointManifest:
         CheckpointError: A file is missing or differs; the message names it.
     """
     manifest = read_manifest(checkpoint)
-    remedy = f"delete {checkpoint} to go on from the checkpoint before it"
     for name, record in manifest.files.items():
-        path = checkpoint / name
-        if not path.is_file():
-            raise CheckpointError(f"the checkpoint's file {path} is missing; {remedy}")
-        if path.stat().st_size != record.bytes:
+        try:
+            _verify_file(checkpoint / name, record)
+        except OSError as error:
             raise CheckpointError(
-                f"the checkpoint's file {path} has {path.stat().st_size} bytes instead of "
-                f"{record.bytes}; {remedy}"
-            )
-        if sha256_file(path) != record.sha256:
-            raise CheckpointError(f"the checkpoint's file {path} has a wrong checksum; {remedy}")
+                f"the checkpoint's file {checkpoint / name} cannot be read: {error}"
+            ) from error
     return manifest
+
+
+def _verify_file(path: Path, record: FileRecord) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"the checkpoint's file {path} is missing")
+    if path.stat().st_size != record.bytes:
+        raise CheckpointError(
+            f"the checkpoint's file {path} has {path.stat().st_size} bytes instead of "
+            f"{record.bytes}"
+        )
+    if sha256_file(path) != record.sha256:
+        raise CheckpointError(f"the checkpoint's file {path} has a wrong checksum")
 
 
 def set_aside(checkpoint: Path) -> Path:
@@ -268,6 +297,19 @@ def prune(run_dir: Path, config: CheckpointConfig) -> None:
         if step not in kept:
             # Without its manifest the checkpoint is gone at once, even if this is interrupted.
             (path / _MANIFEST).unlink()
-            shutil.rmtree(path)
-    for part in (run_dir / "checkpoints").glob("step-*.part"):
-        shutil.rmtree(part, ignore_errors=True)
+    remove_leftovers(run_dir)
+
+
+def remove_leftovers(run_dir: Path) -> None:
+    """Removes what is no checkpoint: parts, and folders without a manifest.
+
+    Who reads from one may hold it on a network file system: it is removed the next time then.
+    """
+    folder = run_dir / "checkpoints"
+    for path in folder.iterdir() if folder.is_dir() else []:
+        named = _NAME.match(path.name.removesuffix(".part"))
+        if named and (path.suffix == ".part" or not (path / _MANIFEST).exists()):
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                log.warning("%s cannot be removed now: %s", path, error)

@@ -15,7 +15,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -28,7 +28,7 @@ from hyperadapter.checkpoint.layout import WEIGHTS_FILE
 from hyperadapter.checkpoint.weights import save_tensors
 from hyperadapter.core.errors import CheckpointError
 
-__all__ = ["MOMENTS", "Piece", "PieceReader", "join_weights", "write_pieces"]
+__all__ = ["MOMENTS", "Piece", "PieceReader", "join_weights", "optimizer_files", "write_pieces"]
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _OPTIMIZER, _WEIGHTS = "optimizer", "weights"
@@ -63,12 +63,22 @@ class Piece(NamedTuple):
         return self._replace(start=first, weight=self.weight[first:end], moments=moments)
 
 
-def write_pieces(folder: Path, rank: int, pieces: Iterable[Piece], steps: int) -> None:
+def optimizer_files(ranks: int) -> list[str]:
+    """Returns the files of the moments, relative to the checkpoint's folder."""
+    return [f"{_OPTIMIZER}/{_file(rank)}" for rank in range(ranks)]
+
+
+def _file(rank: int) -> str:
+    return f"rank-{rank:05d}.safetensors"
+
+
+def write_pieces(folder: Path, rank: int, ranks: int, pieces: Iterable[Piece], steps: int) -> None:
     """Writes what one rank saves.
 
     Args:
         folder: Of the checkpoint; no other rank writes the same files.
         rank: This rank.
+        ranks: How many save.
         pieces: On the CPU, fp32; of each parameter one at most.
         steps: Updates that the optimizer has made.
 
@@ -82,22 +92,24 @@ def write_pieces(folder: Path, rank: int, pieces: Iterable[Piece], steps: int) -
         places[piece.name] = {"start": piece.start, "shape": piece.shape}
         weights[piece.name] = piece.weight
         moments |= {f"{piece.name}/{key}": value for key, value in piece.moments.items()}
-    metadata = {"pieces": json.dumps(places), "steps": str(steps)}
+    metadata = {"pieces": json.dumps(places), "steps": str(steps), "ranks": str(ranks)}
     for kind, tensors in ((_WEIGHTS, weights), (_OPTIMIZER, moments)):
-        save_tensors(folder / kind / f"rank-{rank:05d}.safetensors", tensors, metadata)
+        save_tensors(folder / kind / _file(rank), tensors, metadata)
 
 
-def join_weights(folder: Path) -> dict[str, Tensor]:
-    """Puts the ranks' weights together and removes their files.
+def join_weights(folder: Path, ranks: int) -> dict[str, Tensor]:
+    """Puts the weights of so many ranks together and removes their files.
+
+    Files are opened by name: a network file system may not list yet what other nodes wrote.
 
     Raises:
-        CheckpointError: They do not make up whole parameters.
+        CheckpointError: They are not there, or do not make up whole parameters.
     """
     weights: dict[str, Tensor] = {}
     left: dict[str, int] = {}
-    paths = sorted((folder / _WEIGHTS).glob("*.safetensors"))
+    paths = [folder / _WEIGHTS / _file(rank) for rank in range(ranks)]
     for path in paths:
-        with safe_open(path, "pt") as file:
+        with _opened(path) as file:
             for name, place in json.loads(file.metadata()["pieces"]).items():
                 part = file.get_tensor(name)
                 if name not in weights:
@@ -107,15 +119,25 @@ def join_weights(folder: Path) -> dict[str, Tensor]:
                 weights[name].view(-1)[place["start"] :][: part.numel()] = part
                 left[name] -= part.numel()
     wrong = [name for name, numel in left.items() if numel]
-    if wrong or not paths:
-        raise CheckpointError(
-            f"the {len(paths)} ranks did not write all of {wrong[0] if wrong else 'the weights'} "
-            f"into {folder}; the run folder must lie on a disk that all nodes share"
-        )
+    if wrong:
+        raise CheckpointError(f"the {ranks} ranks did not write all of {wrong[0]} into {folder}")
     for path in paths:
         path.unlink()
     (folder / _WEIGHTS).rmdir()
     return weights
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        handle = safe_open(path, "pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error}); the run folder must lie on a disk that all nodes "
+            "share"
+        ) from error
+    with handle as file:
+        yield file
 
 
 class PieceReader:
@@ -131,11 +153,13 @@ class PieceReader:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._stack = ExitStack()
-        self._weights = self._open(folder / WEIGHTS_FILE)
+        self._weights = self._stack.enter_context(_opened(folder / WEIGHTS_FILE))
         self._moments: dict[str, list[tuple[int, int, Any]]] = defaultdict(list)
         self.steps = 0
-        for path in sorted((folder / _OPTIMIZER).glob("*.safetensors")):
-            file = self._open(path)
+        rank, ranks = 0, 1
+        while rank < ranks:
+            file = self._stack.enter_context(_opened(folder / _OPTIMIZER / _file(rank)))
+            rank, ranks = rank + 1, int(file.metadata()["ranks"])
             self.steps = int(file.metadata()["steps"])
             places = json.loads(file.metadata()["pieces"])
             for key in file.keys():  # noqa: SIM118 (not a dictionary)
@@ -150,12 +174,6 @@ class PieceReader:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         self._stack.close()
-
-    def _open(self, path: Path) -> Any:
-        try:
-            return self._stack.enter_context(safe_open(path, "pt"))
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from error
 
     @torch.no_grad()
     def fill(self, piece: Piece) -> None:

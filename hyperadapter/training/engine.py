@@ -159,7 +159,8 @@ class Engine:
         for name, square in squares.items():
             parts[part_of(name)].append(square)
         norms = {part: torch.stack(terms).sum().sqrt() for part, terms in parts.items()}
-        bad = tuple(name for name, square in squares.items() if not square.isfinite())
+        finite = torch.stack([*squares.values()]).isfinite().tolist() if squares else []
+        bad = tuple(name for name, good in zip(squares, finite, strict=True) if not good)
         return StepResult(loss, nll, torch.as_tensor(norm), norms, bad)
 
     def _squared_grad_norms(self) -> dict[str, Tensor]:
@@ -236,6 +237,8 @@ class Engine:
         weights = dict(model.named_parameters())
         for piece in self.state.pieces():
             flat = weights[piece.name].detach().view(-1)
+            if self.config.precision == "bf16":
+                flat = flat.bfloat16()  # as DeepSpeed does before it copies them as fp32
             piece.weight.copy_(flat[piece.start :][: piece.weight.numel()])
             for moment in piece.moments.values():
                 moment.zero_()

@@ -42,12 +42,16 @@ class Recovery:
     Args:
         run_dir: Where decisions are kept; every rank must make its object.
         config: How often to go back, and what a spike is.
+        experiment: Fingerprint; what happened to another experiment means nothing.
         world: All ranks.
     """
 
-    def __init__(self, run_dir: Path, config: RecoveryConfig, world: World) -> None:
+    def __init__(
+        self, run_dir: Path, config: RecoveryConfig, experiment: str, world: World
+    ) -> None:
         self._path = run_dir / RECOVERY_FILE
         self._config = config
+        self._experiment = experiment
         self._world = world
         self._events: list[dict[str, Any]] = world.from_main(self._load)
         self._losses: deque[float] = deque(maxlen=_MEMORY)
@@ -56,7 +60,10 @@ class Recovery:
             log.warning("this run went back %d times before, see %s", len(self._events), self._path)
 
     def _load(self) -> list[dict[str, Any]]:
-        events: list[dict[str, Any]] = read_json(self._path) if self._path.exists() else []
+        tree: dict[str, Any] = read_json(self._path) if self._path.exists() else {}
+        if tree.get("experiment") != self._experiment:
+            return []
+        events: list[dict[str, Any]] = tree["events"]
         return events
 
     def leaves_out(self, step: int) -> bool:
@@ -116,13 +123,13 @@ class Recovery:
         if len(self._events) >= self._config.max_rollbacks:
             raise TrainingError(
                 f"step {step}: {what}. The run has gone back {len(self._events)} times, as often "
-                "as training.recovery.max_rollbacks allows. Nothing wrong was saved: start again "
-                "with a lower training.learning_rate or training.clip_norm, or allow more"
+                "as training.recovery.max_rollbacks allows. Nothing wrong was saved: allow more, "
+                "or start in another run_dir with a lower training.learning_rate or clip_norm"
             )
         then = "skip" if spike or self.watches(step) else "repeat"
         self._events.append({"step": step, "what": what, "then": then})
         if self._world.is_main:
-            write_json(self._path, self._events)
+            write_json(self._path, {"experiment": self._experiment, "events": self._events})
             log.warning(
                 "step %d: %s; going back to the last checkpoint, %s", step, what,
                 "leaving its batch out" if then == "skip" else "to repeat it",

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from hyperadapter.checkpoint import layout
-from hyperadapter.checkpoint.pieces import Piece, join_weights, write_pieces
+from hyperadapter.checkpoint.pieces import Piece, join_weights, optimizer_files, write_pieces
 from hyperadapter.checkpoint.weights import WeightsInfo, save_weights
 from hyperadapter.config import CheckpointConfig
 from hyperadapter.core.errors import CheckpointError, HyperAdapterError
@@ -94,7 +94,8 @@ class Saver:
         self.blocked_s += time.monotonic() - started
         self._commit = lambda: self._complete(info, values)
         self._committing = False
-        self._run(lambda: write_pieces(self._part, rank, pieces, steps))
+        size = self._world.size
+        self._run(lambda: write_pieces(self._part, rank, size, pieces, steps))
         if not self._config.background:
             self.finish()
 
@@ -153,7 +154,6 @@ class Saver:
         self._thread.start()
 
     def _give_up(self) -> None:
-        self._join()
         errors = self._world.gather(self._error)
         self._commit, self._error = None, None
         if self._world.is_main:
@@ -167,9 +167,11 @@ class Saver:
             progress.save(self._part)
 
     def _complete(self, info: WeightsInfo, values: Mapping[str, str | int]) -> None:
-        weights = join_weights(self._part)
+        ranks = self._world.size
+        weights = join_weights(self._part, ranks)
         save_weights(self._part / layout.WEIGHTS_FILE, weights, info.to_metadata())
-        folder = layout.commit(self._part, step=self._step, values=values)
+        names = optimizer_files(ranks)
+        folder = layout.commit(self._part, step=self._step, values=values, names=names)
         layout.prune(self._run_dir, self._config)
         log.info("saved %s", folder)
 

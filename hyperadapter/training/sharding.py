@@ -23,6 +23,7 @@ them trained (runtime/zero/stage_1_and_2.py and stage3.py):
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any, NamedTuple
@@ -128,7 +129,8 @@ def checkpoint_bytes(num_parameters: int, num_trained: int) -> int:
 def num_checkpoints(config: CheckpointConfig, max_steps: int) -> int:
     """Returns how many checkpoints exist at most, one that is being written among them."""
     forever = max_steps // config.keep_every_steps if config.keep_every_steps else 0
-    return config.keep + config.keep_best + forever + 1
+    saved = math.ceil(max_steps / config.every_steps)
+    return min(config.keep + config.keep_best + forever, saved) + 1
 
 
 def state_bytes(

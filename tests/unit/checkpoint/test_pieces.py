@@ -53,8 +53,8 @@ def cut(tensors: dict[str, dict[str, Tensor]], bounds: dict[str, list[int]], ran
 
 def save(folder: Path, bounds: dict[str, list[int]], ranks: int) -> None:
     for rank in range(ranks):
-        write_pieces(folder, rank, cut(state(), bounds, rank), steps=17)
-    save_weights(folder / WEIGHTS_FILE, join_weights(folder), {})
+        write_pieces(folder, rank, ranks, cut(state(), bounds, rank), steps=17)
+    save_weights(folder / WEIGHTS_FILE, join_weights(folder, ranks), {})
 
 
 def cuts(ranks: int) -> st.SearchStrategy[dict[str, list[int]]]:
@@ -97,9 +97,19 @@ def test_what_all_ranks_have_is_shared_out() -> None:
 
 def test_ranks_that_write_elsewhere_are_noticed(tmp_path: Path) -> None:
     bounds = {name: [2] for name in SHAPES}
-    write_pieces(tmp_path, 0, cut(state(), bounds, 0), steps=1)
-    with pytest.raises(CheckpointError, match=r"ranks did not write all of a.*all nodes share"):
-        join_weights(tmp_path)
+    write_pieces(tmp_path, 0, 2, cut(state(), bounds, 0), steps=1)
+    with pytest.raises(CheckpointError, match=r"rank-00001.*all nodes share"):
+        join_weights(tmp_path, 2)
+    write_pieces(tmp_path, 1, 2, [], steps=1)
+    with pytest.raises(CheckpointError, match=r"the 2 ranks did not write all of a into"):
+        join_weights(tmp_path, 2)
+
+
+def test_a_rank_whose_file_is_gone_is_named(tmp_path: Path) -> None:
+    save(tmp_path, {name: [2] for name in SHAPES}, 2)
+    (tmp_path / "optimizer" / "rank-00001.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"rank-00001\.safetensors cannot be read"):
+        PieceReader(tmp_path)
 
 
 def test_what_a_checkpoint_lacks_is_named(tmp_path: Path) -> None:

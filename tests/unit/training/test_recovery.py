@@ -20,7 +20,7 @@ WORLD = World(0, 1, torch.device("cpu"), None)
 
 
 def make(run_dir: Path, **keys: Any) -> Recovery:
-    return Recovery(run_dir, parse_config(RecoveryConfig, keys, "test"), WORLD)
+    return Recovery(run_dir, parse_config(RecoveryConfig, keys, "test"), "f", WORLD)
 
 
 def reading(first: int, *losses: float, norm: float = 1.0) -> Reading:
@@ -82,6 +82,14 @@ def test_a_spike_is_left_out_at_once(tmp_path: Path) -> None:
     with pytest.raises(GoBack):
         recovery.examine(reading(61, 8.1, 4.0))
     assert recovery.leaves_out(61)
+
+
+def test_what_happened_to_another_experiment_means_nothing(tmp_path: Path) -> None:
+    with pytest.raises(GoBack):
+        make(tmp_path).examine(reading(3, math.nan))
+    assert make(tmp_path).watches(3)
+    other = Recovery(tmp_path, parse_config(RecoveryConfig, {}, "test"), "g", WORLD)
+    assert not other.watches(3)
 
 
 def test_many_left_out_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

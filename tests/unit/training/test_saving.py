@@ -91,16 +91,33 @@ def test_the_next_one_waits_for_the_one_before(tmp_path: Path) -> None:
         start(saver, State(step), step)
     saver.finish()
     assert [step for step, _ in layout.complete_checkpoints(tmp_path)] == [1, 2, 3]
-    assert saver.blocked_s > 0
     for step, folder in layout.complete_checkpoints(tmp_path):
         weight = load_weights(folder / "weights.safetensors")[0]["w"]
         assert weight.equal(torch.full((2, 3), float(step)))
 
 
-def test_it_completes_between_steps_without_waiting(tmp_path: Path) -> None:
+def test_it_completes_between_steps_without_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joining, go_on = threading.Event(), threading.Event()
+    join = saving.join_weights
+
+    def slowly(*arguments: Any) -> Any:
+        joining.set()
+        assert go_on.wait(10)
+        return join(*arguments)
+
+    monkeypatch.setattr(saving, "join_weights", slowly)
     saver = make(tmp_path)
     start(saver, State(1), 1)
-    for _ in range(1000):
+    for _ in range(2000):
+        saver.advance()
+        if joining.wait(0.005):
+            break
+    saver.advance()  # would wait for the disk for ever
+    assert saver.saved_step == 0
+    go_on.set()
+    for _ in range(2000):
         if saver.saved_step:
             break
         saver.advance()
