@@ -13,7 +13,7 @@ import sys
 import click
 
 # Importing them adds their commands to the root.
-from hyperadapter.cli import config, data, model, runs, scaling, track  # noqa: F401
+from hyperadapter.cli import config, data, jobs, model, runs, scaling, track  # noqa: F401
 from hyperadapter.cli.base import cli
 from hyperadapter.core.errors import ConfigError, HyperAdapterError
 

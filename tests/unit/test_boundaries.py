@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.config import ClusterConfig
 from data_pipeline.config import DataConfig
 from hyperadapter.config import ModelConfig, RunConfig
 from hyperadapter.core.schema import StrictModel, load_config
@@ -24,6 +25,7 @@ CONFIG_CLASSES: dict[str, type[StrictModel]] = {
     "runs": RunConfig,
     "data": DataConfig,
     "models": ModelConfig,
+    "clusters": ClusterConfig,
 }
 CONFIGS = [
     path for folder in CONFIG_CLASSES for path in sorted((ROOT / "configs" / folder).glob("*"))

@@ -1,0 +1,163 @@
+"""Commands about jobs of a Slurm cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hyperadapter.cli.base import cli, json_option, print_json, print_table
+
+if TYPE_CHECKING:
+    from cluster.jobs import Job
+
+__all__ = ["jobs_group", "submit"]
+
+
+@cli.command("submit")
+@click.option("--config", "paths", required=True, multiple=True, metavar="FILE",
+              type=click.Path(path_type=Path),
+              help="A run; may be repeated with --array.")  # fmt: skip
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
+              help="Changes one value of every run; may be repeated.")  # fmt: skip
+@click.option("--cluster", "cluster", required=True, type=click.Path(path_type=Path),
+              help="A file of configs/clusters.")  # fmt: skip
+@click.option("--nodes", type=click.IntRange(min=1), help="Nodes of each run; the site's number.")
+@click.option("--array", "throttle", type=click.IntRange(min=1), metavar="N",
+              help="One array of all runs, of which N run at a time.")  # fmt: skip
+@click.option("--after", default="", metavar="JOB", help="Starts when this job has ended well.")
+@click.option("--dry-run", is_flag=True, help="Prints the script and submits nothing.")
+def submit(
+    paths: Sequence[Path],
+    overrides: Sequence[str],
+    cluster: Path,
+    nodes: int | None,
+    throttle: int | None,
+    after: str,
+    dry_run: bool,
+) -> None:
+    """Submits training to Slurm and returns; a job saves, requeues and resumes by itself."""
+    from cluster import jobs
+    from cluster.config import ClusterConfig
+    from hyperadapter.config import RunConfig
+    from hyperadapter.core.schema import load_config, to_yaml
+
+    if len(paths) > 1 and throttle is None:
+        raise click.UsageError("several runs are an array; say with --array how many run at a time")
+    site = load_config(ClusterConfig, cluster)
+    count = nodes or site.nodes
+    world = f"training.num_processes={count * site.processes_per_node}"
+    configs = [load_config(RunConfig, path, [*overrides, world]) for path in paths]
+    runs = [jobs.Run(c.name, Path(c.run_dir), to_yaml(c)) for c in configs]
+    plan = jobs.submit(site, runs, nodes=count, throttle=throttle, after=after, dry_run=dry_run)
+    if dry_run:
+        click.echo(plan.script, nl=False)
+        return
+    for job, folder in zip(plan.jobs, plan.submissions, strict=True):
+        click.echo(f"{job}\t{folder}")
+
+
+@cli.group("jobs")
+def jobs_group() -> None:
+    """Looks at submitted runs, cancels them, and submits them again."""
+
+
+run_folders = click.argument(
+    "folders", nargs=-1, required=True, metavar="RUN_DIR...",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+)  # fmt: skip
+
+
+@jobs_group.command("status")
+@run_folders
+@click.option("--lines", type=click.IntRange(min=0), default=10, show_default=True,
+              help="Last lines of the log of what failed.")  # fmt: skip
+@json_option
+def jobs_status(folders: Sequence[Path], lines: int, as_json: bool) -> None:
+    """Shows Slurm's and the run's state; runs that died without a word are set to FAILED."""
+    from cluster import jobs
+    from cluster.snapshot import find_submissions
+
+    found = jobs.look(folders)
+    if _bury(found):
+        found = jobs.look(folders)
+    if as_json:
+        print_json([job._asdict() for job in found])
+        return
+    columns = ("run", "job", "Slurm", "run says", "step", "requeued", "nodes", "code", "why")
+    print_table(f"{len(found)} jobs", columns, found)
+    places = {str(folder.parents[1]): folder for folder in find_submissions(folders)}
+    for job in jobs.failed(found) if lines else []:
+        click.echo(f"{job.run_dir}, on {job.nodes or 'no node'}: {job.why or job.state}")
+        for line in jobs.last_lines(places[job.run_dir], lines):
+            click.echo(f"  {line}")
+
+
+def _bury(found: Sequence[Job]) -> bool:
+    """Sets runs to FAILED in MLflow that say RUNNING while Slurm says that their job is over."""
+    from cluster.jobs import active
+
+    alive = {job.run_dir for job in active(found)}
+    dead = [
+        Path(job.run_dir)
+        for job in found
+        if job.run_status == "RUNNING" and job.run_dir not in alive
+    ]
+    if not dead:
+        return False
+    from cluster.snapshot import CONFIG_FILE, find_submissions
+    from hyperadapter.config import RunConfig
+    from hyperadapter.core.schema import load_config
+    from hyperadapter.tracking import mark_dead, sync_all
+
+    # Slurm knows that it is over, so no silence is waited for; the lock is looked at all the same.
+    for folder in find_submissions(dead):
+        run_dir = folder.parents[1]
+        if not load_config(RunConfig, folder / CONFIG_FILE).tracking.enabled:
+            mark_dead(run_dir, dead_after_s=0)
+            continue
+        for report in sync_all([run_dir], dead_after_s=0):
+            if report.error:
+                click.echo(f"error: {report.error}", err=True)
+    return True
+
+
+@jobs_group.command("logs")
+@click.argument("run_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--lines", type=click.IntRange(min=1), default=50, show_default=True, help="Last so many."
+)
+def jobs_logs(run_dir: Path, lines: int) -> None:
+    """Prints the last lines of the newest job's log, with the log's path on stderr."""
+    from cluster.jobs import last_lines
+    from cluster.snapshot import LOG_FILE, find_submissions
+
+    for folder in find_submissions([run_dir]):
+        click.echo(f"{folder / LOG_FILE}", err=True)
+        for line in last_lines(folder, lines):
+            click.echo(line)
+
+
+@jobs_group.command("cancel")
+@run_folders
+@click.option("--dry-run", is_flag=True, help="Says what would be cancelled.")
+def jobs_cancel(folders: Sequence[Path], dry_run: bool) -> None:
+    """Cancels the jobs that wait or run; training saves first, so that retry goes on."""
+    from cluster import jobs
+
+    for job in jobs.active(jobs.look(folders)) if dry_run else jobs.cancel(folders):
+        click.echo(f"{job.job}\t{job.run_dir}")
+
+
+@jobs_group.command("retry")
+@run_folders
+@click.option("--failed", "only_failed", is_flag=True, help="Not those that were cancelled.")
+@click.option("--dry-run", is_flag=True, help="Says what would be submitted.")
+def jobs_retry(folders: Sequence[Path], only_failed: bool, dry_run: bool) -> None:
+    """Submits again what is not done, with the code and configuration of then."""
+    from cluster import jobs
+
+    for run_dir, job in jobs.retry(folders, only_failed, dry_run=dry_run).items():
+        click.echo(f"{job}\t{run_dir}")
