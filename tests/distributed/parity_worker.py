@@ -389,7 +389,7 @@ def main(folder: Path) -> None:
     engine_module.deepspeed_config = _keep_nothing_whole(engine_module.deepspeed_config)
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
-    with start_world(training_config(VARIANTS["none"], 0), timeout_s=300) as world:
+    with start_world(training_config(VARIANTS["none"], 0)) as world:
         gc.freeze()
         for name, stage in json.loads((folder / "cases.json").read_text()):
             variant = VARIANTS[name]

@@ -116,7 +116,7 @@ def _error(modules: bool, stage: int, world: World) -> float:
 
 def main(folder: Path) -> None:
     """Runs one rank."""
-    with start_world(training_config(VARIANT, 0), timeout_s=300) as world:
+    with start_world(training_config(VARIANT, 0)) as world:
         found: dict[str, Any] = {"error": "none", "stacked": {}, "modules": {}}
         check_participation(_model(modules=False), world)
         try:
