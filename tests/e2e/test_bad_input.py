@@ -154,7 +154,10 @@ def test_a_full_disk_is_foreseen_and_survived(
     if mounted.returncode:
         pytest.skip("a small file system cannot be mounted here (needs root)")
     try:
-        changes = [f"run_dir={small / 'run'}", "training.checkpoint.keep=9"]
+        changes = [
+            *(f"run_dir={small / 'run'}", "training.checkpoint.keep=9"),
+            "training.checkpoint.every_steps=1",
+        ]
         expect("train", changes, 1, "writing 10 checkpoints", "MB free")
         (small / "fill").write_bytes(bytes(shutil.disk_usage(small).free))
         expect("train", changes, 1, "no space left on the disk while writing")
