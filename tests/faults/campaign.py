@@ -421,7 +421,7 @@ class Campaign:
 
     def _check_permanent(self) -> None:
         path = self.run_dir / "recovery.json"
-        events = read_json(path) if path.exists() else []
+        events = read_json(path)["events"] if path.exists() else []
         found = tuple(sorted({event["step"] for event in events if event["then"] == "skip"}))
         if found != self._skipped:
             self.problems.append(f"steps {found} were left out instead of {self._skipped}")

@@ -95,9 +95,6 @@ class References:
         folder = self._folder / f"reference-{len(self._runs)}"
         run_dir = folder / "run"
         run_dir.mkdir(parents=True)
-        if skipped:
-            events = [{"step": step, "what": "it is left out", "then": "skip"} for step in skipped]
-            write_json(run_dir / "recovery.json", events)
         values = (
             settings(self._config, folder, self._max_steps, False)
             | layout.settings()
@@ -106,7 +103,17 @@ class References:
                 "training.recovery.max_rollbacks": 1000,
             }
         )
-        sets = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+        changes = [f"{key}={value}" for key, value in values.items()]
+        if skipped:
+            from hyperadapter.config import RunConfig
+            from hyperadapter.core.schema import load_config
+            from hyperadapter.training.preflight import experiment_fingerprint
+
+            experiment = experiment_fingerprint(load_config(RunConfig, self._config, changes))
+            events = [{"step": step, "what": "it is left out", "then": "skip"} for step in skipped]
+            tree = {"experiment": experiment, "events": events}
+            write_json(run_dir / "recovery.json", tree)
+        sets = [part for change in changes for part in ("--set", change)]
         arguments = ["--config", str(self._config), *sets]
         alone = {ALONE_VARIABLE: "1"} if layout.world_size == 1 else {}
         training = Training(arguments, folder, folder / "log", alone, self._forks)
