@@ -421,6 +421,9 @@ class TrackingConfig(StrictModel):
         default="", description="Tracking URI; empty is mlflow.db beside the run folder"
     )
     experiment: str = Field(default="hyperadapter", min_length=1, description="MLflow experiment")
+    parent: str = Field(
+        default="", description="Key of the MLflow run that this one is shown below; empty: none"
+    )
 
 
 class RunConfig(StrictModel):

@@ -13,7 +13,19 @@ import sys
 import click
 
 # Importing them adds their commands to the root.
-from hyperadapter.cli import config, data, jobs, model, runs, scaling, track  # noqa: F401
+from hyperadapter.cli import (  # noqa: F401
+    config,
+    data,
+    jobs,
+    model,
+    runs,
+    scaling,
+    study,
+    study_report,
+    study_runs,
+    study_submit,
+    track,
+)
 from hyperadapter.cli.base import cli
 from hyperadapter.core.errors import ConfigError, HyperAdapterError
 

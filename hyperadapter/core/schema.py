@@ -23,9 +23,11 @@ from hyperadapter.core.errors import ConfigError, nearest
 
 __all__ = [
     "StrictModel",
+    "apply_overrides",
     "fingerprint",
     "flat_params",
     "load_config",
+    "merge_trees",
     "parse_config",
     "read_config_tree",
     "read_yaml",
@@ -116,13 +118,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+def merge_trees(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     """Lays `top` over `base`: mappings are merged, everything else is replaced."""
     merged = dict(base)
     for key, value in top.items():
         old = merged.get(key)
         both = isinstance(value, dict) and isinstance(old, dict)
-        merged[key] = _merge(old, value) if both else value  # type: ignore[arg-type]
+        merged[key] = merge_trees(old, value) if both else value  # type: ignore[arg-type]
     return merged
 
 
@@ -149,7 +151,17 @@ def _resolve_extends(tree: dict[str, Any], path: Path, chain: tuple[Path, ...]) 
         return tree
     if not isinstance(parent, str):
         raise ConfigError(f"{path}: `extends` must be one path, not {parent!r}")
-    return _merge(read_config_tree(path.parent / parent, chain), tree)
+    return merge_trees(read_config_tree(path.parent / parent, chain), tree)
+
+
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Changes a tree by `key=value` texts, whose keys are dotted and whose values are YAML.
+
+    Raises:
+        ConfigError: A text has another form, or its key leads through a value.
+    """
+    for override in overrides:
+        _apply_override(tree, override)
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
@@ -166,7 +178,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
             raise ConfigError(f"--set {override!r}: {name!r} is a value, not a group of keys")
         node = child
     value = _parse_yaml(text, f"--set {key}")
-    node.update(_merge(node, {last: value}))
+    node.update(merge_trees(node, {last: value}))
 
 
 def load_config(cls: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -> ConfigT:
@@ -176,8 +188,7 @@ def load_config(cls: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -
         ConfigError: A file is missing, a key is unknown, or a value is not allowed.
     """
     tree = read_config_tree(path)
-    for override in overrides:
-        _apply_override(tree, override)
+    apply_overrides(tree, overrides)
     return parse_config(cls, tree, str(path))
 
 

@@ -1,0 +1,1 @@
+"""Commands that run the points of a study."""

@@ -1,0 +1,1 @@
+"""The command that submits a study to Slurm."""
