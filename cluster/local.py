@@ -1,7 +1,8 @@
-"""Several ranks of one program on this machine.
+"""Several ranks of one program, or several programs, on this machine.
 
-The parent only watches: it passes SIGTERM, SIGINT and SIGUSR1 on to the ranks, ends the others when
-one of them fails, and returns the exit code that explains the end.
+The parent only watches: it passes SIGTERM, SIGINT and SIGUSR1 on. Of ranks, it ends the others when
+one of them fails, and returns the exit code that explains the end; programs have nothing to do with
+each other.
 """
 
 from __future__ import annotations
@@ -13,11 +14,22 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
-__all__ = ["EXIT_INTERRUPTED", "free_port", "launched_externally", "run_ranks"]
+__all__ = [
+    "EXIT_INTERRUPTED",
+    "Program",
+    "free_port",
+    "launched_externally",
+    "run_programs",
+    "run_ranks",
+]
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +39,8 @@ _GRACE_S = 20.0
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+# Who is asked to stop before it can listen is ended by the signal itself.
+_DIED_OF_IT = {128 + signal.SIGTERM, 128 + signal.SIGUSR1}
 
 
 def launched_externally(environment: Mapping[str, str] = os.environ) -> bool:
@@ -66,33 +80,131 @@ def run_ranks(command: Sequence[str], num_processes: int) -> int:
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
     }
     ranks: list[subprocess.Popen[bytes]] = []
+    with _forwarding(ranks) as asked:
+        for rank in range(num_processes):
+            ranks.append(_start(command, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}))
+            if asked:
+                break
+        code = _watch(ranks)
+        return EXIT_INTERRUPTED if asked and (code == 0 or code in _DIED_OF_IT) else code
+
+
+class Program(NamedTuple):
+    """A program among several that run side by side.
+
+    Attributes:
+        name: Which one.
+        commands: Run one after the other, each if the one before ended with 0.
+        log: What they print is added to this file.
+    """
+
+    name: str
+    commands: Sequence[Sequence[str]]
+    log: Path
+
+
+def run_programs(
+    programs: Sequence[Program],
+    workers: Sequence[Mapping[str, str]],
+    on_change: Callable[[str, int | None], None] = lambda name, code: None,
+) -> dict[str, int]:
+    """Runs programs, some at a time, in their order; one that fails does not end the others.
+
+    After a signal no other one is started, and those that run are asked to stop.
+
+    Args:
+        programs: What to run; names differ.
+        workers: As many run at a time; the environment that each gives to what it runs.
+        on_change: Is told the name when a program starts (None) and when it ends (its code).
+
+    Returns:
+        The code of each program that was started, as of `run_ranks`: 75 if a signal stopped it.
+    """
+    waiting, free = deque(programs), deque(workers)
+    running: list[_Running] = []
+    processes: list[subprocess.Popen[bytes]] = []
+    codes: dict[str, int] = {}
+    with _forwarding(processes) as asked:
+        while running or (waiting and not asked):
+            while waiting and free and not asked:
+                running.append(_Running(waiting.popleft(), free.popleft()))
+                on_change(running[-1].program.name, None)
+                processes.append(running[-1].start_next())
+            for item in list(running):
+                code = item.process.poll()
+                if code is None:
+                    continue
+                processes.remove(item.process)
+                if code == 0 and item.commands and not asked:
+                    processes.append(item.start_next())
+                    continue
+                running.remove(item)
+                free.append(item.worker)
+                codes[item.program.name] = item.code(asked)
+                on_change(item.program.name, codes[item.program.name])
+            time.sleep(_POLL_S)
+    return codes
+
+
+class _Running:
+    """A program that runs, and what of it is still to be run."""
+
+    def __init__(self, program: Program, worker: Mapping[str, str]) -> None:
+        self.program, self.worker = program, worker
+        self.commands = deque(program.commands)
+        self.process: subprocess.Popen[bytes]
+
+    def start_next(self) -> subprocess.Popen[bytes]:
+        self.process = _start(self.commands.popleft(), self.worker, self.program.log)
+        return self.process
+
+    def code(self, asked: Sequence[int]) -> int:
+        """Returns how the program ended, which may be before its last command."""
+        code = _shell_code(self.process.returncode)
+        stopped = asked and (code in _DIED_OF_IT or (code == 0 and self.commands))
+        return EXIT_INTERRUPTED if stopped else code
+
+
+def _start(
+    command: Sequence[str], environment: Mapping[str, str], log_file: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """Starts a process that ends with us, and that Ctrl-C reaches once: through us."""
+    end_with_us = partial(_end_with_parent, os.getpid())
+    output = None
+    if log_file is not None:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        output = log_file.open("ab")
+    try:
+        return subprocess.Popen(
+            command,
+            env=os.environ | dict(environment),
+            stdin=None if output is None else subprocess.DEVNULL,
+            stdout=output,
+            stderr=None if output is None else subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=end_with_us,
+        )
+    finally:
+        if output is not None:
+            output.close()
+
+
+@contextmanager
+def _forwarding(processes: list[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """Passes signals on to processes, yields the signals that came, and ends what still runs."""
     asked: list[int] = []
 
     def forward(number: int, _: FrameType | None) -> None:
         asked.append(number)
-        for process in ranks:
+        for process in processes:
             if process.poll() is None:
                 process.send_signal(signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM)
 
-    end_with_us = partial(_end_with_parent, os.getpid())
     before = {number: signal.signal(number, forward) for number in _FORWARDED}
     try:
-        for rank in range(num_processes):
-            environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            # A session of its own, so that Ctrl-C reaches a rank once, through this process.
-            ranks.append(
-                subprocess.Popen(
-                    command, env=environment, start_new_session=True, preexec_fn=end_with_us
-                )
-            )
-            if asked:
-                break
-        code = _watch(ranks)
-        # A rank that was asked to stop before it could listen was ended by the signal itself.
-        died_of_it = code in {128 + number for number in (signal.SIGTERM, signal.SIGUSR1)}
-        return EXIT_INTERRUPTED if asked and (code == 0 or died_of_it) else code
+        yield asked
     finally:
-        _end(ranks)
+        _end(processes)
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -263,7 +263,11 @@ class _OwnTokens(NamedTuple):
 
 
 class TrainStream:
-    """The training data of one rank; any step can be asked for at any time."""
+    """The training data of one rank; any step can be asked for at any time.
+
+    Attributes:
+        sentence_pairs: How many each direction has.
+    """
 
     def __init__(
         self,
@@ -299,6 +303,7 @@ class TrainStream:
                     f"the direction {line.direction} has 0 sentence pairs in {folder / 'train'}; "
                     "add a source for it, loosen data.clean, or leave it out of data.directions"
                 )
+        self.sentence_pairs = {str(line.direction): line.sentences for line in lines}
         stream = config.stream
         window_blocks = self._source.window_blocks(stream.window_blocks, stream.memory_bytes)
         self.plan = TrainPlan(

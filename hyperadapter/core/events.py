@@ -38,6 +38,7 @@ __all__ = [
     "SendState",
     "count_events",
     "newest_event",
+    "newest_metric",
     "read_events",
     "read_metric",
 ]
@@ -156,6 +157,15 @@ def newest_event(run_dir: Path, key: str) -> dict[str, Any]:
     return {}
 
 
+def newest_metric(run_dir: Path, name: str) -> tuple[int, float] | None:
+    """Returns the step and the value of a metric's newest event; None if there is none."""
+    needle = json.dumps(name, ensure_ascii=False).encode()
+    for line in _lines_from_the_end(run_dir / EVENTS_FILE):
+        if needle in line and name in (event := _parse(line)).get("metrics", {}):
+            return int(event["step"]), float(event["metrics"][name])
+    return None
+
+
 def _lines_from_the_end(path: Path) -> Iterator[bytes]:
     """Yields the whole lines of a file, the last one first."""
     with open(path, "rb") as stream:
@@ -197,6 +207,7 @@ class SendState:
         uri: Address of the receiver, without password.
         run_id: The receiver's name of the run; empty until it is made.
         sent_bytes: All events before this offset have been received.
+        parent: Key of the run that this one is shown below; empty: none.
     """
 
     key: str
@@ -205,6 +216,7 @@ class SendState:
     uri: str
     run_id: str = ""
     sent_bytes: int = 0
+    parent: str = ""
 
     @staticmethod
     def load(run_dir: Path) -> SendState | None:

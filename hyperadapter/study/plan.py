@@ -5,6 +5,7 @@ FOLDER/
     plan.json         the list: comes last
     points/NAME.yaml  the resolved configuration of each run
     runs/NAME/        the run folders
+    parent/           events of the MLflow run below which they are shown
     report/           what `study report` writes
 """
 
@@ -49,6 +50,7 @@ class Plan(StrictModel):
     key: str = Field(description="By which its MLflow run is found; drawn at the first plan")
     experiment: str = Field(description="MLflow experiment of all runs")
     uri: str = Field(description="Where MLflow is, as in the runs' configurations")
+    tracked: bool = Field(default=True, description="Whether MLflow is told of the runs")
     evaluate: bool = Field(description="Whether runs are scored on the test split")
     report: ReportConfig = Field(description="What the report shows")
     gpu: str = Field(default="", description="The type of GPU that hours are of")

@@ -44,13 +44,28 @@ def pending_events(run_dir: Path) -> int:
     return count_events(run_dir, state.sent_bytes if state is not None else 0)
 
 
-def prepare_state(run_dir: Path, name: str, experiment: str, uri: str) -> SendState:
+def prepare_state(
+    run_dir: Path, name: str, experiment: str, uri: str, key: str = "", parent: str = ""
+) -> SendState:
     """Continues the state of a run folder, or begins one where the place has changed.
 
     The key stays the folder's: a place that was left and is used again has one run of it.
+
+    Args:
+        run_dir: The run folder.
+        name: Of the run.
+        experiment: Where it is shown.
+        uri: A resolved tracking URI.
+        key: Our name of the run; empty: as before, or drawn.
+        parent: Key of the run that it is shown below; empty: as before.
     """
     old = SendState.load(run_dir)
-    if old is not None and (old.uri, old.experiment) == (redact(uri), experiment):
+    key = key or (old.key if old is not None else uuid.uuid4().hex)
+    parent = parent or (old.parent if old is not None else "")
+    if old is not None and (old.uri, old.experiment, old.key) == (redact(uri), experiment, key):
+        if old.parent != parent:
+            old = replace(old, parent=parent)
+            old.save(run_dir)
         return old
     if old is not None and old.run_id:
         log.warning(
@@ -58,8 +73,7 @@ def prepare_state(run_dir: Path, name: str, experiment: str, uri: str) -> SendSt
             "from the start",
             *(run_dir, old.experiment, old.uri, experiment, redact(uri)),
         )
-    key = old.key if old is not None else uuid.uuid4().hex
-    fresh = SendState(key, name, experiment, redact(uri))
+    fresh = SendState(key, name, experiment, redact(uri), parent=parent)
     fresh.save(run_dir)
     return fresh
 

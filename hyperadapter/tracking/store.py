@@ -33,6 +33,7 @@ _KEY_CHARS = 250
 _PARAM_CHARS = 6000
 
 _KEY_TAG = "hyperadapter.key"
+_PARENT_TAG = "mlflow.parentRunId"
 _REASON_TAG = "hyperadapter.status_reason"
 
 # We retry by ourselves, with the event file behind us: a call must fail soon, and say nothing.
@@ -106,7 +107,22 @@ class MlflowRun:
             self._run_id = self._find_or_make_run(state)
             self._is_active()  # nothing counts as sent to what is no MLflow server
             state = replace(state, run_id=self._run_id)
+        self._link_parent(state.parent)
         return state
+
+    def _link_parent(self, key: str) -> None:
+        """Shows the run below another one, as soon as that one is there."""
+        if not key:
+            return
+        experiment_id = self._client.get_run(self._run_id).info.experiment_id
+        parent = self._find_run(experiment_id, key)
+        if parent:
+            self._client.set_tag(self._run_id, _PARENT_TAG, parent)
+
+    def _find_run(self, experiment_id: str, key: str) -> str:
+        """Returns the id of the run that has a key; empty if there is none."""
+        found = self._client.search_runs([experiment_id], f"tags.`{_KEY_TAG}` = '{key}'")
+        return str(found[0].info.run_id) if found else ""
 
     def _is_active(self) -> bool:
         try:
@@ -130,9 +146,9 @@ class MlflowRun:
 
     def _find_or_make_run(self, state: SendState) -> str:
         experiment_id = self._find_or_make_experiment(state.experiment)
-        found = self._client.search_runs([experiment_id], f"tags.`{_KEY_TAG}` = '{state.key}'")
+        found = self._find_run(experiment_id, state.key)
         if found:
-            return str(found[0].info.run_id)
+            return found
         tags = {
             _KEY_TAG: state.key,
             "hyperadapter.run_dir": str(self._run_dir.resolve()),

@@ -38,6 +38,8 @@ class TrackedRun:
         enabled: Without it the events are written but not sent.
         params: Flat parameters (`core.schema.flat_params`). MLflow keeps the first value of each.
         tags: Further facts, such as the fingerprint of the configuration.
+        key: By which the run is found in MLflow; drawn where it is empty.
+        parent: Key of the run that this one is shown below; empty: none.
     """
 
     name: str
@@ -46,6 +48,8 @@ class TrackedRun:
     enabled: bool = True
     params: Mapping[str, Param] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    key: str = ""
+    parent: str = ""
 
 
 class Tracker:
@@ -80,7 +84,7 @@ class Tracker:
         self._owns_status = owns_status
         self.uri = resolve_uri(run_dir, run.uri)
         self._events = EventWriter(run_dir)
-        prepare_state(run_dir, run.name, run.experiment, self.uri)
+        prepare_state(run_dir, run.name, run.experiment, self.uri, run.key, run.parent)
         if owns_status:
             self._events.write(status="RUNNING")
         if run.tags:

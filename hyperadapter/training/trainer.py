@@ -91,6 +91,7 @@ def open_tracker(config: RunConfig, owns_status: bool = True) -> Tracker:
         enabled=config.tracking.enabled,
         params=flat_params(config),
         tags={"fingerprint": preflight.experiment_fingerprint(config)},
+        parent=config.tracking.parent,
     )
     return Tracker(run_dir, run, config_file=run_dir / "config.yaml", owns_status=owns_status)
 
@@ -140,6 +141,8 @@ class Trainer:
             f"{num_trained:,}", world.size, world.device,
         )  # fmt: skip
         self.tracker.log_metrics(_sizes(model), 0)
+        pairs = self.stream.sentence_pairs
+        self.tracker.log_metrics({f"data/train_pairs/{d}": n for d, n in pairs.items()}, 0)
         self.saver = Saver(world, self.run_dir, config.training.checkpoint)
         experiment = preflight.experiment_fingerprint(config)
         self.recovery = Recovery(self.run_dir, config.training.recovery, experiment, world)

@@ -10,7 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster.local import _end_with_parent, launched_externally, run_ranks
+from cluster.local import (
+    Program,
+    _end_with_parent,
+    launched_externally,
+    run_programs,
+    run_ranks,
+)
 
 
 def python(code: str) -> list[str]:
@@ -118,3 +124,60 @@ def is_running(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return state != "Z"
+
+
+DEAF = "import time; open({!r}, 'w').close(); time.sleep(60)"
+
+
+def program(tmp_path: Path, name: str, *codes: str) -> Program:
+    return Program(name, [python(code) for code in codes], tmp_path / name / "log")
+
+
+def test_programs_share_the_workers_and_a_failure_is_their_own(tmp_path: Path) -> None:
+    note = (
+        f"import os, time; place = {str(tmp_path)!r} + '/'; worker = os.environ['WORKER']; "
+        "os.mkdir(place + worker); print('from', worker, flush=True); "
+    )
+    work = note + "time.sleep(0.3); os.rmdir(place + worker)"
+    programs = [program(tmp_path, name, work) for name in "abcd"]
+    programs[1] = program(tmp_path, "b", "raise SystemExit(7)", "print('never')")
+    programs.append(program(tmp_path, "e", "print(1)", "import sys; print(2); sys.exit(3)"))
+    said: list[tuple[str, int | None]] = []
+    codes = run_programs(
+        programs, [{"WORKER": "0"}, {"WORKER": "1"}], lambda *change: said.append(change)
+    )
+    # mkdir fails where two programs have one worker at a time.
+    assert codes == {"a": 0, "b": 7, "c": 0, "d": 0, "e": 3}
+    assert [name for name, code in said if code is None] == list("abcde")
+    assert {(name, code) for name, code in said if code is not None} == set(codes.items())
+    assert (tmp_path / "b" / "log").read_text() == ""
+    assert (tmp_path / "e" / "log").read_text() == "1\n2\n"
+    assert (tmp_path / "a" / "log").read_text() in ("from 0\n", "from 1\n")
+
+
+def test_a_signal_stops_programs_and_starts_no_other(tmp_path: Path) -> None:
+    wait = (
+        "import signal, sys, time; "
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit({})); "
+        f"open({str(tmp_path)!r} + '/{{}}', 'w').close(); time.sleep(60)"
+    )
+    programs = [
+        program(tmp_path, "saves", wait.format(75, 1)),
+        program(tmp_path, "ends", wait.format(0, 2), "print('next command')"),
+        program(tmp_path, "breaks", wait.format(5, 3)),
+        program(tmp_path, "deaf", DEAF.format(str(tmp_path / "4"))),
+        program(tmp_path, "waits", "pass"),
+    ]  # fmt: skip
+
+    def send() -> None:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and not all((tmp_path / n).exists() for n in "1234"):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    codes = run_programs(programs, [{}] * 4)
+    thread.join()
+    assert codes == {"saves": 75, "ends": 75, "breaks": 5, "deaf": 75}
+    assert (tmp_path / "ends" / "log").read_text() == ""

@@ -21,6 +21,7 @@ from hyperadapter.core.events import (
     SendState,
     count_events,
     newest_event,
+    newest_metric,
     read_events,
     read_metric,
 )
@@ -222,3 +223,17 @@ def test_a_metric_is_not_mistaken_for_another_one(tmp_path: Path) -> None:
     assert step == 1
     assert math.isnan(value)
     assert read_metric(tmp_path, "none") == []
+
+
+def test_the_newest_value_of_a_metric_is_found_behind_other_events(tmp_path: Path) -> None:
+    writer = EventWriter(tmp_path)
+    writer.write_metrics({"loss": 3.0, "other": 1.0}, 10)
+    writer.write_metrics({"loss": math.nan}, 20)
+    writer.write_metrics({"other": 2.0, "not loss": 5.0}, 30)
+    writer.write(status="FINISHED", reason="loss")
+    writer.close()
+    step, value = newest_metric(tmp_path, "loss") or (0, 0.0)
+    assert step == 20
+    assert math.isnan(value)
+    assert newest_metric(tmp_path, "other") == (30, 2.0)
+    assert newest_metric(tmp_path, "los") is None

@@ -438,3 +438,27 @@ def test_the_database_is_sound(runs: Path) -> None:
     with sqlite3.connect(runs / "mlflow.db") as database:
         assert database.execute("pragma integrity_check").fetchone() == ("ok",)
     database.close()
+
+
+@pytest.mark.parametrize("parent_first", [True, False])
+def test_a_run_is_shown_below_its_parent_whichever_comes_first(
+    run_dir: Path, parent_first: bool
+) -> None:
+    folders = {"parent": run_dir.with_name(f"parent{parent_first}"), "child": run_dir}
+    key = f"study {parent_first}"
+    fields = {"parent": {"key": key}, "child": {"parent": key}}
+    for name in ("parent", "child") if parent_first else ("child", "parent"):
+        open_tracker(folders[name], **fields[name]).finish()
+    if not parent_first:
+        assert "mlflow.parentRunId" not in in_mlflow(run_dir).data.tags
+        sync(run_dir)
+    assert in_mlflow(run_dir).data.tags["mlflow.parentRunId"] == run_id(folders["parent"])
+    assert "mlflow.parentRunId" not in in_mlflow(folders["parent"]).data.tags
+
+
+def test_a_second_start_finds_the_run_of_a_given_key(run_dir: Path) -> None:
+    open_tracker(run_dir, key="given key").finish()
+    first = run_id(run_dir)
+    (run_dir / "tracking.json").unlink()
+    open_tracker(run_dir, key="given key").finish()
+    assert run_id(run_dir) == first
