@@ -137,6 +137,9 @@ class Harness:
             chosen.append(name)
         if not chosen:  # only kinds that this layout cannot have
             return self._plan(seed, pool)
+        if not any(KINDS[name].ends and KINDS[name].needs != "down" for name in chosen):
+            # What happens at a start needs something that ends the run before.
+            chosen += ["sigkill-all"] * any(KINDS[name].needs == "down" for name in chosen)
         # After the server has gone for good nothing more can happen to it.
         chosen.sort(key="mlflow-gone".__eq__)
         return Plan(number, seed, layouts, tuple(chosen), self._max_steps)
