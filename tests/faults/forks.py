@@ -76,6 +76,7 @@ class _Fork:
         env: Mapping[str, str],
         start_new_session: bool,
         preexec_fn: Callable[[], None],
+        **streams: None,  # ours
     ) -> None:
         self._code: int | None = None
         self.pid = os.fork()
