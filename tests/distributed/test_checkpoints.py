@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from hyperadapter.checkpoint.layout import complete_checkpoints, newest_checkpoint
 from hyperadapter.checkpoint.weights import load_weights
-from hyperadapter.core.events import read_metric
 from hyperadapter.core.files import read_json
+from tests.distributed.runs import Train, assert_ok, losses
 
 pytestmark = pytest.mark.distributed
-
-Train = Callable[..., "subprocess.CompletedProcess[str]"]
 
 SETTINGS = (
     "training.max_steps=12",
@@ -32,14 +28,6 @@ SETTINGS = (
 
 def layout_of(stage: int, world_size: int) -> tuple[str, str]:
     return f"training.zero_stage={stage}", f"training.num_processes={world_size}"
-
-
-def losses(run_dir: Path) -> dict[int, float]:
-    return dict(read_metric(run_dir, "train/loss"))
-
-
-def assert_ok(done: subprocess.CompletedProcess[str]) -> None:
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")

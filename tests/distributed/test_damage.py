@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +12,9 @@ from typing import Any
 import pytest
 
 from hyperadapter.core.events import read_metric
+from tests.distributed.runs import Train, losses
 
 pytestmark = pytest.mark.distributed
-
-Train = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def flip(path: Path, first_member: int = 0) -> None:
@@ -33,10 +31,6 @@ def flip(path: Path, first_member: int = 0) -> None:
 def shards(corpus: Path, tmp_path: Path) -> Path:
     """A copy of the shards that may be damaged."""
     return Path(shutil.copytree(corpus / "data" / "shards", tmp_path / "shards"))
-
-
-def losses(run_dir: Path) -> dict[int, float]:
-    return dict(read_metric(run_dir, "train/loss"))
 
 
 def settings(shards: Path, **more: Any) -> list[str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,10 +12,9 @@ from hyperadapter.checkpoint.layout import newest_checkpoint
 from hyperadapter.checkpoint.weights import load_weights
 from hyperadapter.core.events import read_metric
 from hyperadapter.model.parts import part_of
+from tests.distributed.runs import Train, assert_ok
 
 pytestmark = pytest.mark.distributed
-
-Train = Callable[..., "subprocess.CompletedProcess[str]"]
 
 ON_DENSE = (
     "training.frozen=[embedding, encoder, decoder]",
@@ -29,10 +26,6 @@ ON_DENSE = (
     "model.adapter.start=identity",
 )
 TRAINED = {"hyper_embeddings", "hyper_body", "hyper_heads"}
-
-
-def assert_ok(done: subprocess.CompletedProcess[str]) -> None:
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def weights_of(run_dir: Path) -> dict[str, Tensor]:

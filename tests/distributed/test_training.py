@@ -7,27 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from hyperadapter.checkpoint.layout import complete_checkpoints, newest_checkpoint
 from hyperadapter.checkpoint.weights import load_weights
-from hyperadapter.core.events import read_metric
+from tests.distributed.runs import Train, assert_ok, losses
 
 pytestmark = pytest.mark.distributed
-
-Train = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-def losses(run_dir: Path) -> dict[int, float]:
-    """Returns the training loss by step."""
-    return dict(read_metric(run_dir, "train/loss"))
-
-
-def assert_ok(done: subprocess.CompletedProcess[str]) -> None:
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")
