@@ -19,12 +19,13 @@ from hyperadapter.model.vocabulary import Vocabulary
 from hyperadapter.training.sharding import (
     ParameterSizes,
     checkpoint_bytes,
+    element_size,
     num_checkpoints,
     parameter_sizes,
     state_bytes,
 )
 
-__all__ = ["forecast_run", "forecast_tables"]
+__all__ = ["forecast_run", "forecast_tables", "micro_batch_flops", "vocabulary_of"]
 
 _UTILISATION = 0.40
 _SENTENCE_TOKENS = 25
@@ -62,7 +63,7 @@ def forecast_run(
     if gpu is None and utilisation is not None:
         raise ConfigError(f"--utilisation {utilisation} is of a GPU's peak; name one with --gpu")
     card = None if gpu is None else find_gpu(gpu, training.precision)
-    vocabulary, source = _vocabulary(config)
+    vocabulary, source = vocabulary_of(config)
     plan = _Plan(
         vocabulary,
         parameter_sizes(config.model, vocabulary, training),
@@ -110,8 +111,8 @@ def forecast_run(
     return report
 
 
-def _vocabulary(config: RunConfig) -> tuple[Vocabulary, str]:
-    """Returns what the model is built for, and where its number of pieces is from."""
+def vocabulary_of(config: RunConfig) -> tuple[Vocabulary, str]:
+    """Returns what a run's model is built for, and where its number of pieces is from."""
     data = config.data
     pieces, source = data.tokenizer.vocab_size, "data.tokenizer.vocab_size"
     for folder in (Path(data.folder) / "tokenizer", Path(data.tokenizer.folder or data.folder)):
@@ -127,6 +128,25 @@ def _num_directions(config: RunConfig) -> int:
         return 1
     sentences = max(1, config.training.micro_batch_tokens // _SENTENCE_TOKENS)
     return min(len(config.data.resolved_directions()), sentences)
+
+
+def micro_batch_flops(config: RunConfig, vocabulary: Vocabulary) -> tuple[int, int]:
+    """Returns the operations of training on one micro-batch, and its target tokens."""
+    training, adapter = config.training, config.model.adapter
+    length = min(_SENTENCE_TOKENS, training.micro_batch_tokens)
+    flops = count_flops(
+        config.model,
+        vocabulary.num_pieces,
+        sentences=training.micro_batch_tokens // length,
+        length=length,
+        num_directions=_num_directions(config),
+    )
+    total = flops.train
+    if training.activation_checkpointing:
+        again = ["encoder", "decoder", "adapters"]
+        again += ["hyper-network heads"] * (adapter.generation == "layer_by_layer")
+        total += sum(flops.parts.get(part, 0) for part in again)
+    return total, flops.tgt_tokens
 
 
 class _Plan(NamedTuple):
@@ -145,7 +165,7 @@ class _Plan(NamedTuple):
             config.model,
             self.vocabulary,
             MicroBatchSize(tokens, tokens, _num_directions(config)),
-            element_size=2 if training.precision == "bf16" else 4,
+            element_size=element_size(training),
             on_gpu=self.on_gpu,
             recompute=training.activation_checkpointing,
         )
@@ -177,21 +197,9 @@ class _Plan(NamedTuple):
 
     def work(self, config: RunConfig) -> dict[str, Any]:
         """Counts tokens and operations of a step and of the whole run."""
-        training, adapter = config.training, config.model.adapter
-        length = min(_SENTENCE_TOKENS, training.micro_batch_tokens)
-        flops = count_flops(
-            config.model,
-            self.vocabulary.num_pieces,
-            sentences=training.micro_batch_tokens // length,
-            length=length,
-            num_directions=_num_directions(config),
-        )
-        total = flops.train
-        if training.activation_checkpointing:
-            again = ["encoder", "decoder", "adapters"]
-            again += ["hyper-network heads"] * (adapter.generation == "layer_by_layer")
-            total += sum(flops.parts.get(part, 0) for part in again)
-        step = total * training.global_batch_tokens // flops.tgt_tokens
+        training = config.training
+        total, tokens = micro_batch_flops(config, self.vocabulary)
+        step = total * training.global_batch_tokens // tokens
         return {
             "step": {
                 "tgt_tokens": training.global_batch_tokens,

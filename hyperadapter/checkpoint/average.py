@@ -18,7 +18,9 @@ __all__ = ["average_weights"]
 
 
 def average_weights(paths: Sequence[Path], out: Path) -> WeightsInfo:
-    """Writes the mean of weights files of one run; one tensor of each is in memory at a time.
+    """Writes the mean of weights files of one run.
+
+    In memory are the mean, and one tensor of one file at a time.
 
     Args:
         paths: Two or more weights files.

@@ -50,11 +50,11 @@ __all__ = [
     "verify",
 ]
 
+log = logging.getLogger(__name__)
+
 WEIGHTS_FILE = "weights.safetensors"
 _MANIFEST = "manifest.json"
 _VALIDATION = "validation.json"
-log = logging.getLogger(__name__)
-
 _NAME = re.compile(r"^step-(\d{8,})$")
 
 
@@ -197,7 +197,7 @@ def read_manifest(checkpoint: Path) -> CheckpointManifest:
     """Reads a checkpoint's manifest.
 
     Raises:
-        CheckpointError: It is missing or is not a manifest.
+        CheckpointError: It is missing or damaged; OtherFormatError: of another version.
     """
     path = checkpoint / _MANIFEST
     try:

@@ -41,6 +41,7 @@ __all__ = [
     "ParameterSizes",
     "StateBytes",
     "checkpoint_bytes",
+    "element_size",
     "num_checkpoints",
     "parameter_sizes",
     "state_bytes",
@@ -121,6 +122,11 @@ def parameter_sizes(
     )
 
 
+def element_size(config: TrainingConfig) -> int:
+    """Returns the bytes of a number of the forward pass."""
+    return 2 if config.precision == "bf16" else _FP32
+
+
 def checkpoint_bytes(num_parameters: int, num_trained: int) -> int:
     """Returns the size of a checkpoint: fp32 weights, and two moments of what is trained."""
     return num_parameters * _FP32 + num_trained * _MOMENTS
@@ -147,7 +153,7 @@ def state_bytes(
     settings: dict[str, Any] = (
         ZERO_DEFAULTS | deepspeed_config(config, world_size)["zero_optimization"]
     )
-    item = 2 if config.precision == "bf16" else _FP32
+    item = element_size(config)
     trained = sum(sizes.trained)
     bucket = settings["reduce_bucket_size"]
     in_flight = item * min(trained, bucket)
@@ -169,7 +175,7 @@ def state_bytes(
 
 
 def _stage_1_and_2(sizes: ParameterSizes, config: TrainingConfig, world_size: int) -> StateBytes:
-    item = 2 if config.precision == "bf16" else _FP32
+    item = element_size(config)
     partitions = [_partition(group, world_size) for group in sizes.groups]
     owned = sum(partitions)
     whole = item * _most_touched(sizes.groups, world_size)
@@ -198,7 +204,7 @@ def _stage_1_and_2(sizes: ParameterSizes, config: TrainingConfig, world_size: in
 def _stage_3(
     sizes: ParameterSizes, config: TrainingConfig, world_size: int, settings: dict[str, Any]
 ) -> StateBytes:
-    item = 2 if config.precision == "bf16" else _FP32
+    item = element_size(config)
     shards = [sum(-(-numel // world_size) for numel in group) for group in sizes.groups]
     owned = sum(shards)
     everything = (*sizes.trained, *sizes.frozen)
