@@ -118,7 +118,7 @@ class Trainer:
         watchdog: Watchdog,
         stack: ExitStack,
     ) -> None:
-        """Checks the run and opens its data; the model comes with `load`."""
+        """Checks the run, opens its data, and makes the model as the run goes on with it."""
         self.config, self.world = config, world
         self.stop, self.watchdog = stop, watchdog
         self.run_dir = Path(config.run_dir)
@@ -146,33 +146,39 @@ class Trainer:
         self.saver = Saver(world, self.run_dir, config.training.checkpoint)
         experiment = preflight.experiment_fingerprint(config)
         self.recovery = Recovery(self.run_dir, config.training.recovery, experiment, world)
+        self.step = world.from_main(lambda: _newest_whole_step(self.run_dir))
+        if not self.step:
+            self._take_over(model)
         self.engine = self._start_engine(model)
         self.health = Health(self.engine, config, self.vocabulary)
-        self._load(model)
+        self._restore()
 
     def _build_model(self) -> Seq2Seq:
         model = build_model(self.config.model, self.vocabulary, self.config.training.seed)
         freeze(model, self.config.training)
         return model
 
-    def _load(self, model: Seq2Seq | None = None) -> None:
-        """Brings model, optimizer and counts to where the newest checkpoint left them.
+    def _take_over(self, model: Seq2Seq) -> None:
+        """Copies what `training.start_from` has into a model that was just drawn."""
+        if not self.config.training.start_from:
+            return
+        path = Path(self.config.training.start_from)
+        start = take_over(path, model, self.tokenizer.fingerprint)
+        if self.world.is_main:
+            start.log_summary()
+            self.tracker.log_artifact(start.save(self.run_dir))
 
-        Without a checkpoint they begin as `training.start_from` says.
-
-        Args:
-            model: The engine's, if it is as it was drawn; None: draw another one if need be.
-        """
-        training, world = self.config.training, self.world
-        self.step = world.from_main(lambda: _newest_whole_step(self.run_dir))
-        if not self.step and (model is None or training.start_from):
+    def _go_back(self) -> None:
+        """Returns to the newest checkpoint, or to the beginning where there is none."""
+        self.step = self.world.from_main(lambda: _newest_whole_step(self.run_dir))
+        if not self.step:
             model = self._build_model()
-            if training.start_from:
-                start = take_over(Path(training.start_from), model, self.tokenizer.fingerprint)
-                if world.is_main:
-                    start.log_summary()
-                    self.tracker.log_artifact(start.save(self.run_dir))
+            self._take_over(model)
             self.engine.reset(model)
+        self._restore()
+
+    def _restore(self) -> None:
+        """Brings model, optimizer and counts to where this step's checkpoint left them."""
         self.progress = Progress()
         self.mixture = Mixture(self.stream, [str(name) for name in self.vocabulary.directions])
         self.saver.saved_step = self.step
@@ -187,7 +193,8 @@ class Trainer:
         self.engine.load(folder)
         self.progress = Progress.load(folder)
         self.mixture.restore(self.progress.widths)
-        log.info("resumed from %s at step %d of %d", folder, self.step, training.max_steps)
+        total = self.config.training.max_steps
+        log.info("resumed from %s at step %d of %d", folder, self.step, total)
 
     def _start_engine(self, model: Seq2Seq) -> Engine:
         training = self.config.training
@@ -208,7 +215,7 @@ class Trainer:
                     raise
                 self.progress.update(self.world)
                 spent = self.progress
-                self._load()
+                self._go_back()
                 self.progress.wall_s, self.progress.peak_rss_bytes = (
                     spent.wall_s, spent.peak_rss_bytes,
                 )  # fmt: skip
