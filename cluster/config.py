@@ -6,6 +6,7 @@ import re
 
 from pydantic import Field, field_validator, model_validator
 
+from hyperadapter.core.errors import ConfigError
 from hyperadapter.core.schema import StrictModel
 
 __all__ = ["ClusterConfig"]
@@ -126,3 +127,25 @@ class ClusterConfig(StrictModel):
     def processes_per_node(self) -> int:
         """Ranks that each node gets."""
         return self.tasks_per_node or max(1, self.gpus_per_node)
+
+    def processes_per_run(self, nodes: int, pack: int = 1) -> int:
+        """Returns how many ranks a run gets.
+
+        Args:
+            nodes: Nodes of a job.
+            pack: Runs that share a node.
+
+        Raises:
+            ConfigError: The GPUs and processes of a node cannot be shared out evenly.
+        """
+        for name, count in (
+            ("gpus_per_node", self.gpus_per_node),
+            ("processes of a node (tasks_per_node)", self.processes_per_node),
+        ):
+            if count % pack:
+                choices = [str(n) for n in range(2, count + 1) if count % n == 0]
+                raise ConfigError(
+                    f"{pack} runs cannot share {name} {count} evenly; pack "
+                    f"{' or '.join(choices) or 'none'}"
+                )
+        return nodes * self.processes_per_node // pack

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 import shlex
 from collections.abc import Sequence
@@ -14,9 +15,10 @@ import jinja2
 from cluster.config import ClusterConfig
 from hyperadapter.core.errors import ConfigError
 
-__all__ = ["SCRIPT_FILE", "JobScript", "check_path", "job_name", "render"]
+__all__ = ["SCRIPT_FILE", "TASKS_FOLDER", "JobScript", "check_path", "job_name", "render"]
 
 SCRIPT_FILE = "job.sbatch"
+TASKS_FOLDER = "tasks"
 
 
 class JobScript(NamedTuple):
@@ -30,6 +32,8 @@ class JobScript(NamedTuple):
         python: The interpreter.
         nodes: How many nodes each run gets.
         throttle: Most tasks of the array at a time; None: one run, no array.
+        evaluate: Whether runs are scored on the test split after training.
+        pack: Runs that share a node, side by side in one task of the array.
     """
 
     name: str
@@ -39,6 +43,8 @@ class JobScript(NamedTuple):
     python: str
     nodes: int
     throttle: int | None = None
+    evaluate: bool = False
+    pack: int = 1
 
 
 def job_name(name: str) -> str:
@@ -72,6 +78,8 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        comment_start_string="<#",  # {# is bash's: ${#files[@]}
+        comment_end_string="#>",
     )  # no HTML is made, so autoescape would only spoil the text
     environment.filters |= {"quote": shlex.quote, "directive": _directive}
     return environment.get_template("run.sbatch.j2")
@@ -86,16 +94,23 @@ def render(site: ClusterConfig, job: JobScript) -> str:
     for path in (job.folder, *job.submissions):
         check_path(path)
     first = str(job.submissions[0]).replace("%", "%%")
-    array = job.throttle is not None
+    output = f"{first}/job.log"
+    if job.throttle is not None:
+        # In an array of single runs each of these is a link to the log of its own run.
+        output = f"{first}/logs/%a.log" if job.pack == 1 else f"{first}/{TASKS_FOLDER}/%a/job.log"
+    last_task = math.ceil(len(job.submissions) / job.pack) - 1
     return _template().render(
         site=site,
         job_name=job_name(job.name),
         folder=str(job.folder),
-        # In an array each of these is a link to the log of its own run.
-        output=f"{first}/logs/%a.log" if array else f"{first}/job.log",
-        array=f"0-{len(job.submissions) - 1}%{job.throttle}" if array else "",
+        output=output,
+        array="" if job.throttle is None else f"0-{last_task}%{job.throttle}",
         submissions=[str(path) for path in job.submissions],
+        tasks=str(job.submissions[0] / TASKS_FOLDER),
         code=str(job.code),
         python=[*site.container, job.python],
         nodes=job.nodes,
+        pack=job.pack,
+        cores=site.processes_per_node * site.cpus_per_task,
+        evaluate=job.evaluate,
     )

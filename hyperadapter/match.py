@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from math import isqrt, lcm
+from math import floor, isqrt, lcm
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,9 +21,18 @@ from hyperadapter.describe import Table, choose_vocabulary, flops_of, read_model
 from hyperadapter.model.accounting import count_parameters
 from hyperadapter.model.vocabulary import Vocabulary
 
-__all__ = ["Measure", "Size", "match_models", "match_tables", "solve"]
+__all__ = [
+    "Family",
+    "Measure",
+    "Size",
+    "adapter_parameters",
+    "match_models",
+    "match_tables",
+    "nearest_size",
+    "solve",
+]
 
-Measure = Literal["params", "flops"]
+Measure = Literal["params", "adapter_params", "flops"]
 Size = Literal["hyper_dim", "bottleneck_dim", "d_model"]
 
 _KEYS: dict[Size, str] = {
@@ -32,32 +41,47 @@ _KEYS: dict[Size, str] = {
     "d_model": "d_model",
 }
 
-_NAMES: dict[Measure, str] = {"params": "parameters", "flops": "operations a micro-batch"}
+_WITHOUT_ADAPTERS = ("embedding", "encoder", "decoder")
 
 
-class _Family(NamedTuple):
-    """A model at all sizes; `size` is a multiple of `step`."""
+class Family(NamedTuple):
+    """A model at all sizes.
+
+    Attributes:
+        model: It, at the size that it has.
+        vary: What changes.
+        size: What it has.
+        step: All sizes are multiples of it.
+        name: What errors call it.
+    """
 
     model: ModelConfig
     vary: Size
     size: int
     step: int
+    name: str
 
     @classmethod
-    def of(cls, model: ModelConfig, vary: Size, path: Path) -> _Family:
+    def of(cls, model: ModelConfig, vary: Size, name: str) -> Family:
+        """Returns the family of a model.
+
+        Raises:
+            ConfigError: The model does not use the size.
+        """
         adapter = model.adapter
         if vary == "d_model":
             # The number of heads stays, so that heads grow with the model and sizes lie close.
             ratio = Fraction(model.ffn_dim, model.d_model)
-            return cls(model, vary, model.d_model, lcm(2, model.num_heads, ratio.denominator))
+            step = lcm(2, model.num_heads, ratio.denominator)
+            return cls(model, vary, model.d_model, step, name)
         if vary == "hyper_dim" and adapter.kind == "hyper" and adapter.hyper_network is not None:
-            return cls(model, vary, adapter.hyper_network.hyper_dim, 1)
+            return cls(model, vary, adapter.hyper_network.hyper_dim, 1, name)
         if vary == "bottleneck_dim" and adapter.kind != "none":
-            return cls(model, vary, adapter.bottleneck_dim, 1)
+            return cls(model, vary, adapter.bottleneck_dim, 1, name)
         fitting = [*(["bottleneck_dim"] if adapter.kind != "none" else []), "d_model"]
         raise ConfigError(
-            f"--vary {vary}: {path} has adapter.kind {adapter.kind}, which does not use it; "
-            f"vary {' or '.join(fitting)}"
+            f"{name} has adapter.kind {adapter.kind}, which does not use {vary}; vary "
+            f"{' or '.join(fitting)}"
         )
 
     def settings(self, size: int) -> dict[str, int]:
@@ -98,6 +122,40 @@ def solve(count: Callable[[int], int], target: int) -> int:
     return (isqrt(b * b - 4 * a * (c - 2 * target)) - b) // (2 * a)
 
 
+def nearest_size(family: Family, count: Callable[[ModelConfig], int], wanted: float) -> int:
+    """Returns the size at which a model counts most nearly as wanted; of two, the smaller one.
+
+    Args:
+        family: The model.
+        count: Rises with the size, as a polynomial of degree two at most.
+        wanted: The count that is aimed at.
+
+    Raises:
+        ConfigError: The smallest size counts more than that, or all sizes count the same.
+    """
+    step, vary = family.step, family.vary
+    least = count(family.at(step))
+    if count(family.at(2 * step)) == least:
+        raise ConfigError(
+            f"{vary} does not change what is counted of {family.name}, whose adapter.kind is "
+            f"{family.model.adapter.kind}; count something else"
+        )
+    if wanted < least:
+        raise ConfigError(
+            f"no {vary} fits: even with {vary} {step} the count of {family.name} is {least:,}, "
+            f"and {wanted:,.0f} is to be reached; make another of its sizes smaller, or swap the "
+            "two"
+        )
+    below = step * solve(lambda k: count(family.at(step * k)), floor(wanted))
+    assert count(family.at(below)) <= wanted < count(family.at(below + step))
+    return min((below, below + step), key=lambda size: abs(count(family.at(size)) - wanted))
+
+
+def adapter_parameters(parts: Mapping[str, int]) -> int:
+    """Sums the parameters of adapters, or of what generates them, in `count_parameters`' parts."""
+    return sum(count for part, count in parts.items() if part not in _WITHOUT_ADAPTERS)
+
+
 def match_models(
     path: Path,
     to: Path,
@@ -113,7 +171,7 @@ def match_models(
     Args:
         path: A run or a model file: the model to change.
         to: A run or a model file: the model to reach.
-        by: All parameters, or the operations of forward and backward.
+        by: All parameters, those of adapters, or the operations of forward and backward.
         vary: What to change. With d_model, ffn_dim keeps its ratio and num_heads stays.
         overrides: `key=value` changes of the model at `path`.
         vocab_size: Pieces, if neither is a run.
@@ -133,22 +191,13 @@ def match_models(
     vocabulary = choose_vocabulary(
         {path: of_model, to: of_target}, vocab_size, num_languages, num_directions
     )
-    family = _Family.of(model, vary, path)
+    family = Family.of(model, vary, str(path))
 
     def count(counted: ModelConfig) -> int:
         return _total(counted, vocabulary, by)
 
     wanted, step = count(target), family.step
-    floor = step * solve(lambda k: count(family.at(step * k)), wanted)
-    if not floor:
-        least = count(family.at(step))
-        raise ConfigError(
-            f"no {vary} fits: even with {vary} {step} the model of {path} has {least:,} "
-            f"{_NAMES[by]}, and that of {to} only {wanted:,}; make another size of {path} smaller "
-            "with --set, or swap the two"
-        )
-    assert count(family.at(floor)) <= wanted < count(family.at(floor + step))
-    nearest = min((floor, floor + step), key=lambda size: abs(count(family.at(size)) - wanted))
+    nearest = nearest_size(family, count, wanted)
     sizes = {
         "before": family.size,
         "match": nearest,
@@ -174,8 +223,11 @@ def match_models(
 
 
 def _total(model: ModelConfig, vocabulary: Vocabulary, by: Measure) -> int:
+    parameters = count_parameters(model, vocabulary)
     if by == "params":
-        return sum(count_parameters(model, vocabulary).values())
+        return sum(parameters.values())
+    if by == "adapter_params":
+        return adapter_parameters(parameters)
     return flops_of(model, vocabulary).train
 
 
@@ -204,7 +256,7 @@ def match_tables(report: dict[str, Any]) -> list[Table]:
         "{:,.2f}",
     )
     matched = f", matched by {' '.join(report['set'])}"
-    title = f"Parameters{matched if report['by'] == 'params' else ''}"
+    title = f"Parameters{matched if report['by'] != 'flops' else ''}"
     flops_title = (
         f"MFLOP per target token{matched if report['by'] == 'flops' else ''}; sentences of "
         f"{assumed['tokens_per_sentence']} tokens, {assumed['tgt_tokens_per_micro_batch']:,} "

@@ -11,9 +11,9 @@ import click
 from hyperadapter.cli.base import cli, json_option, print_json, print_table
 
 if TYPE_CHECKING:
-    from cluster.jobs import Job
+    from cluster.jobs import Job, Plan
 
-__all__ = ["jobs_group", "submit"]
+__all__ = ["jobs_group", "print_plan", "submit"]
 
 
 @cli.command("submit")
@@ -28,6 +28,7 @@ __all__ = ["jobs_group", "submit"]
 @click.option("--array", "throttle", type=click.IntRange(min=1), metavar="N",
               help="One array of all runs, of which N run at a time.")  # fmt: skip
 @click.option("--after", default="", metavar="JOB", help="Starts when this job has ended well.")
+@click.option("--evaluate", is_flag=True, help="Scores the test split when training is done.")
 @click.option("--dry-run", is_flag=True, help="Prints the script and submits nothing.")
 def submit(
     paths: Sequence[Path],
@@ -36,6 +37,7 @@ def submit(
     nodes: int | None,
     throttle: int | None,
     after: str,
+    evaluate: bool,
     dry_run: bool,
 ) -> None:
     """Submits training to Slurm and returns; a job saves, requeues and resumes by itself."""
@@ -48,14 +50,18 @@ def submit(
         raise click.UsageError("several runs are an array; say with --array how many run at a time")
     site = load_config(ClusterConfig, cluster)
     count = nodes or site.nodes
-    world = f"training.num_processes={count * site.processes_per_node}"
+    world = f"training.num_processes={site.processes_per_run(count)}"
     configs = [load_config(RunConfig, path, [*overrides, world]) for path in paths]
     runs = [jobs.Run(c.name, Path(c.run_dir), to_yaml(c)) for c in configs]
-    plan = jobs.submit(site, runs, nodes=count, throttle=throttle, after=after, dry_run=dry_run)
-    if dry_run:
+    shape = jobs.Shape(nodes=count, throttle=throttle, evaluate=evaluate)
+    print_plan(jobs.submit(site, runs, shape, after=after, dry_run=dry_run))
+
+
+def print_plan(plan: Plan) -> None:
+    """Prints the jobs of a submission, or the script if nothing was submitted."""
+    if not plan.jobs:
         click.echo(plan.script, nl=False)
-        return
-    for job, folder in zip(plan.jobs, plan.submissions, strict=True):
+    for job, folder in zip(plan.jobs, plan.submissions, strict=False):
         click.echo(f"{job}\t{folder}")
 
 
@@ -131,11 +137,11 @@ def _bury(found: Sequence[Job]) -> bool:
 )
 def jobs_logs(run_dir: Path, lines: int) -> None:
     """Prints the last lines of the newest job's log, with the log's path on stderr."""
-    from cluster.jobs import last_lines
-    from cluster.snapshot import LOG_FILE, find_submissions
+    from cluster.jobs import last_lines, log_file
+    from cluster.snapshot import find_submissions
 
     for folder in find_submissions([run_dir]):
-        click.echo(f"{folder / LOG_FILE}", err=True)
+        click.echo(f"{log_file(folder)}", err=True)
         for line in last_lines(folder, lines):
             click.echo(line)
 
@@ -147,7 +153,7 @@ def jobs_cancel(folders: Sequence[Path], dry_run: bool) -> None:
     """Cancels the jobs that wait or run; training saves first, so that retry goes on."""
     from cluster import jobs
 
-    for job in jobs.active(jobs.look(folders)) if dry_run else jobs.cancel(folders):
+    for job in jobs.cancel(folders, dry_run=dry_run):
         click.echo(f"{job.job}\t{job.run_dir}")
 
 

@@ -22,13 +22,16 @@ from hyperadapter.core.schema import (
 )
 
 __all__ = [
+    "SEED",
     "AxisConfig",
     "BudgetConfig",
+    "Chosen",
     "MatchConfig",
     "ReportConfig",
     "StudyConfig",
     "Value",
     "load_study",
+    "value_text",
 ]
 
 Value = bool | int | float | str
@@ -38,6 +41,24 @@ Chosen = dict[str, Value | tuple[Value, ...]]
 
 SEED = "seed"
 """The axis of `seeds`, which every point has."""
+
+
+_OF_THE_STUDY = {
+    "name": "points are named by their values",
+    "run_dir": "it is in the study's folder",
+    "tracking": "all runs are told of in one place; set it in `run`",
+    "training.seed": "use `seeds`",
+}
+"""Keys of the run that no point may set, and why."""
+
+
+def value_text(value: Value) -> str:
+    """Returns a value as it is written in a study: true, 64, 0.5, hyper."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
 
 
 class AxisConfig(StrictModel):
@@ -105,6 +126,8 @@ class BudgetConfig(StrictModel):
         ]
         if len(given) > 1:
             raise ValueError(f"give one of {' and '.join(given)}")
+        if (self.warmup or 0) + (self.decay or 0) > 1:
+            raise ValueError(f"warmup {self.warmup} and decay {self.decay} are more than all steps")
         for name in given:
             if any(not value > 0 for value in getattr(self, name)):
                 raise ValueError(f"{name} must be above 0")
@@ -191,7 +214,58 @@ class StudyConfig(StrictModel):
                         f"{', '.join(known)}"
                     )
         self._check_zip()
+        self._check_labels()
+        self._check_points()
+        self._check_keys()
         return self
+
+    def _check_labels(self) -> None:
+        """Checks labels that rules and points name; axes of keys may have any value."""
+        places: dict[str, dict[str, Any]] = {}
+        for number, rule in enumerate(self.match, 1):
+            places |= {f"match {number}, where": rule.where, f"match {number}, to": rule.to}
+        places |= {f"skip {number}": chosen for number, chosen in enumerate(self.skip, 1)}
+        places |= {f"points {number}": given for number, given in enumerate(self.points, 1)}
+        for place, named in places.items():
+            for name, values in named.items():
+                labels = self.axes[name].options if name in self.axes else {}
+                for value in values if isinstance(values, tuple) else (values,):
+                    text = value_text(value)
+                    if labels and text not in labels:
+                        raise ValueError(
+                            f"{place}: {text!r} is no option of the axis {name!r}"
+                            f"{nearest(text, labels)}; there are {', '.join(labels)}"
+                        )
+
+    def _check_points(self) -> None:
+        for number, given in enumerate(self.points, 1):
+            for name in given:
+                if name not in self.axis_names and "." not in name:
+                    raise ValueError(
+                        f"points {number}: {name!r} is neither an axis"
+                        f"{nearest(name, self.axis_names)} nor a key of the run, which has its "
+                        f"groups, such as model.d_model; axes are {', '.join(self.axis_names)}"
+                    )
+            missing = [name for name in self.axes if name not in given]
+            if missing:
+                raise ValueError(f"points {number} has no value for the axis {missing[0]!r}")
+
+    def _check_keys(self) -> None:
+        """Checks that no point sets what the study does."""
+        places = {
+            f"axes.{name}": (axis.key, *(key for option in axis.options.values() for key in option))
+            for name, axis in self.axes.items()
+        }
+        for number, given in enumerate(self.points, 1):
+            places[f"points {number}"] = tuple(given)
+        reserved = dict(_OF_THE_STUDY)
+        if self.budget.measure:
+            reserved["training.max_steps"] = f"the budget's {self.budget.measure} decide it"
+        for place, keys in places.items():
+            for key in keys:
+                for owned, why in reserved.items():
+                    if key == owned or key.startswith(f"{owned}."):
+                        raise ValueError(f"{place} cannot set {key}: {why}")
 
     def _check_zip(self) -> None:
         zipped = [name for names in self.zip for name in names]

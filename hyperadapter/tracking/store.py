@@ -21,8 +21,17 @@ from hyperadapter.tracking.uri import brief, redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from sqlalchemy import Engine
 
-__all__ = ["METRICS_PER_REQUEST", "MlflowRun", "clean_key", "import_mlflow"]
+__all__ = [
+    "METRICS_PER_REQUEST",
+    "MlflowRun",
+    "clean_key",
+    "database_of",
+    "import_mlflow",
+    "open_client",
+    "request_json",
+]
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +63,28 @@ def import_mlflow() -> Any:
     for noisy in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     return mlflow
+
+
+def open_client(uri: str) -> MlflowClient:
+    """Opens what is at a resolved tracking URI, for reading it."""
+    return import_mlflow().MlflowClient(tracking_uri=uri)
+
+
+def database_of(client: MlflowClient) -> Engine | None:
+    """Returns the database of a client that has one itself; None where a server has it."""
+    engine: Engine | None = getattr(client._tracking_client.store, "engine", None)
+    return engine
+
+
+def request_json(client: MlflowClient, path: str, query: Mapping[str, Any]) -> Any:
+    """Asks a server for what MLflow's client has no method for, with the client's credentials.
+
+    Raises what MLflow and its network raise.
+    """
+    from mlflow.utils.rest_utils import http_request_safe
+
+    credentials = client._tracking_client.store.get_host_creds()
+    return http_request_safe(credentials, path, "GET", params=query).json()
 
 
 @lru_cache(maxsize=1 << 16)  # metrics come again at every step

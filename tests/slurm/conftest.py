@@ -51,7 +51,12 @@ def site(tmp_path: Path, machine: Machine) -> Callable[..., Path]:
             stub = tmp_path / f"stub{len(list(tmp_path.glob('stub*')))}"
             check = f'[[ "$*" == *cluster.node_check* ]] && exec {shlex.quote(sys.executable)} "$@"'
             lame = '[ "$SLURMD_NODENAME" = "${LAME:-}" ] && export CUDA_VISIBLE_DEVICES=0'
-            stub.write_text(f"#!/bin/bash\n{lame}\n{check}\n" + textwrap.dedent(script))
+            packed = (
+                f'[[ "$*" == *cluster.packed* ]] && exec {shlex.quote(sys.executable)} -c '
+                "'import runpy, sys; sys.executable = sys.argv.pop(1); del sys.argv[1:3]; "
+                'runpy.run_module("cluster.packed", run_name="__main__")\' "$0" "$@"'
+            )
+            stub.write_text(f"#!/bin/bash\n{lame}\n{check}\n{packed}\n" + textwrap.dedent(script))
             stub.chmod(0o755)
             tree["python"] = str(stub)
         else:

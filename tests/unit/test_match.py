@@ -11,8 +11,18 @@ from hypothesis import strategies as st
 from hyperadapter.config import ModelConfig
 from hyperadapter.core.errors import ConfigError
 from hyperadapter.core.schema import load_config, to_yaml
-from hyperadapter.describe import describe_model
-from hyperadapter.match import Measure, Size, match_models, match_tables, solve
+from hyperadapter.describe import choose_vocabulary, describe_model
+from hyperadapter.match import (
+    Family,
+    Measure,
+    Size,
+    adapter_parameters,
+    match_models,
+    match_tables,
+    nearest_size,
+    solve,
+)
+from hyperadapter.model.accounting import count_parameters
 
 SIZES: dict[str, int] = {"vocab_size": 1_000, "num_languages": 6}
 
@@ -42,7 +52,7 @@ def test_the_root_of_a_polynomial_is_the_last_size_that_fits(
 
 
 @pytest.mark.parametrize("vary", ["hyper_dim", "bottleneck_dim", "d_model"])
-@pytest.mark.parametrize("by", ["params", "flops"])
+@pytest.mark.parametrize("by", ["params", "adapter_params", "flops"])
 def test_a_model_matches_itself(
     models: dict[str, Path], tmp_path: Path, by: Measure, vary: Size
 ) -> None:
@@ -72,6 +82,9 @@ def test_a_model_matches_itself(
         ("none", "hyper", "flops", "d_model"),
         ("language", "hyper", "params", "bottleneck_dim"),
         ("language", "hyper", "flops", "bottleneck_dim"),
+        ("hyper", "language", "adapter_params", "hyper_dim"),
+        ("direction", "hyper", "adapter_params", "bottleneck_dim"),
+        ("language", "direction", "adapter_params", "d_model"),
     ],
 )
 def test_the_match_is_nearer_than_its_neighbours(
@@ -90,7 +103,7 @@ def test_the_match_is_nearer_than_its_neighbours(
             found["target"]["total"]
             == describe_model(models[target], (), **SIZES)["total_parameters"]
         )
-    else:
+    elif by == "flops":
         tokens = again["assuming"]["tgt_tokens_per_micro_batch"]
         assert again["train_flops_per_tgt_token"] == found["match"]["total"] / tokens
 
@@ -166,8 +179,8 @@ def test_the_smallest_size_has_none_below(models: dict[str, Path], tmp_path: Pat
 def test_no_size_is_small_enough(models: dict[str, Path]) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"no hyper_dim fits: even with hyper_dim 1 the model of .*base.yaml has [\d,]+ "
-        r"parameters, and that of .*none.yaml only [\d,]+; make another size .* smaller",
+        match=r"no hyper_dim fits: even with hyper_dim 1 the count of .*base.yaml is [\d,]+, "
+        r"and [\d,]+ is to be reached; make another of its sizes smaller",
     ):
         match_models(models["hyper"], models["none"], "params", "hyper_dim", **SIZES)
 
@@ -175,18 +188,22 @@ def test_no_size_is_small_enough(models: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("kind", "vary", "message"),
     [
-        ("none", "bottleneck_dim", "adapter.kind none, which does not use it; vary d_model"),
+        (
+            "none",
+            "bottleneck_dim",
+            "adapter.kind none, which does not use bottleneck_dim; vary d_model",
+        ),
         (
             "language",
             "hyper_dim",
-            "adapter.kind language, which does not use it; vary bottleneck_dim or d_model",
+            "adapter.kind language, which does not use hyper_dim; vary bottleneck_dim or d_model",
         ),
     ],
 )
 def test_a_size_that_a_kind_does_not_use(
     models: dict[str, Path], kind: str, vary: Size, message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=f"--vary {vary}: .*{kind}.yaml has {message}"):
+    with pytest.raises(ConfigError, match=f"{kind}.yaml has {message}"):
         match_models(models[kind], models["hyper"], "params", vary, **SIZES)
 
 
@@ -199,3 +216,37 @@ def test_two_runs_must_share_their_data(repository: Path) -> None:
 def test_two_model_files_need_sizes(models: dict[str, Path]) -> None:
     with pytest.raises(ConfigError, match=r"base.yaml and .*none.yaml: a model without data; give"):
         match_models(models["hyper"], models["none"], "params", "hyper_dim")
+
+
+def test_adapters_are_all_but_the_dense_model(models: dict[str, Path]) -> None:
+    report = match_models(
+        models["hyper"], models["language"], "adapter_params", "hyper_dim", **SIZES
+    )
+    for model in report["models"].values():
+        dense = sum(model["parameters"][part] for part in ("embedding", "encoder", "decoder"))
+        assert model["total"] == model["total_parameters"] - dense
+    assert report["models"]["target"]["total"] == 6 * 12 * 132_736
+    (title, _, _), _ = match_tables(report)
+    assert "matched by" in title
+
+
+def test_a_dense_model_has_no_adapters_to_count(models: dict[str, Path]) -> None:
+    with pytest.raises(ConfigError, match=r"d_model does not change .*none.yaml, whose .* is none"):
+        match_models(models["none"], models["hyper"], "adapter_params", "d_model", **SIZES)
+
+
+@given(st.floats(0.1, 30.0))
+def test_no_size_is_nearer_to_what_is_wanted(repository: Path, times: float) -> None:
+    model = load_config(ModelConfig, repository / "configs" / "models" / "small.yaml")
+    vocabulary = choose_vocabulary({Path("small.yaml"): None}, 1_000, 6, None)
+
+    def count(counted: ModelConfig) -> int:
+        return adapter_parameters(count_parameters(counted, vocabulary))
+
+    family = Family.of(model, "hyper_dim", "small")
+    wanted = times * count(model)
+    found = nearest_size(family, count, wanted)
+    distances = [
+        abs(count(family.at(size)) - wanted) for size in range(max(1, found - 1), found + 2)
+    ]
+    assert abs(count(family.at(found)) - wanted) == min(distances)

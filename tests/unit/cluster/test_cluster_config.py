@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,20 @@ def test_time_limit(text: str, seconds: int) -> None:
 )
 def test_one_process_for_each_gpu(values: dict[str, int], processes: int) -> None:
     assert site(**values).processes_per_node == processes
+
+
+def test_runs_that_share_a_node_share_its_processes() -> None:
+    assert site(gpus_per_node=8).processes_per_run(3) == 24
+    assert site(gpus_per_node=8).processes_per_run(1, pack=4) == 2
+    assert site(gpus_per_node=8, tasks_per_node=4).processes_per_run(1, pack=4) == 1
+    assert site(tasks_per_node=6).processes_per_run(1, pack=3) == 2
+    with pytest.raises(ConfigError, match=r"3 runs cannot share gpus_per_node 8 evenly; pack 2 or"):
+        site(gpus_per_node=8).processes_per_run(1, pack=3)
+    few = "4 runs cannot share processes of a node (tasks_per_node) 2 evenly; pack 2"
+    with pytest.raises(ConfigError, match=re.escape(few)):
+        site(gpus_per_node=8, tasks_per_node=2).processes_per_run(1, pack=4)
+    with pytest.raises(ConfigError, match=r"\(tasks_per_node\) 1 evenly; pack none"):
+        site().processes_per_run(1, pack=2)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from click.testing import CliRunner, Result
 
 from cluster import jobs, slurm
 from cluster.config import ClusterConfig
-from cluster.jobs import Run
+from cluster.jobs import Run, Shape
 from cluster.slurm import JobState, SlurmError
-from cluster.snapshot import Submission
+from cluster.snapshot import Submission, add_note, task_runs
 from hyperadapter.cli import cli
 from hyperadapter.core.errors import ConfigError
 from hyperadapter.core.events import EventWriter
@@ -54,13 +54,16 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     return made
 
 
-def submit(*run_dirs: Path, throttle: int | None = None, dry_run: bool = False) -> jobs.Plan:
+def submit(
+    *run_dirs: Path, throttle: int | None = None, pack: int = 1, dry_run: bool = False
+) -> jobs.Plan:
     runs = [Run(run_dir.name, run_dir, f"name: {run_dir.name}\n") for run_dir in run_dirs]
-    return jobs.submit(SITE, runs, nodes=1, throttle=throttle, dry_run=dry_run)
+    return jobs.submit(SITE, runs, Shape(1, throttle, pack=pack), dry_run=dry_run)
 
 
-def note(run_dir: Path, job: str, *texts: str, restart: int = 0) -> None:
-    with open(run_dir / "submit" / "1" / "starts.tsv", "a") as stream:
+def note(run_dir: Path, job: str, *texts: str, restart: int = 0, task: str = "") -> None:
+    folder = run_dir / "submit" / "1" / (f"tasks/{task}" if task else "")
+    with open(folder / "starts.tsv", "a") as stream:
         stream.writelines(f"2026-01-01T00:00:00Z\t{job}\t{restart}\t{text}\n" for text in texts)
 
 
@@ -170,6 +173,99 @@ def test_only_what_failed_is_retried_as_tasks_of_its_array(fake: FakeSlurm, tmp_
     fake.calls.clear()
     jobs.retry([tmp_path], only_failed=False)
     assert fake.calls[0][1] == "1,2,3%2"
+
+
+@pytest.fixture
+def packed(fake: FakeSlurm, tmp_path: Path) -> list[Path]:
+    """Five runs on nodes of two each: the last has a node of its own."""
+    run_dirs = [tmp_path / name for name in "abcde"]
+    plan = submit(*run_dirs, throttle=3, pack=2)
+    assert plan.jobs == ["100_0", "100_0", "100_1", "100_1", "100_2"]
+    return run_dirs
+
+
+def say(run_dir: Path, job: str, *texts: str) -> None:
+    for text in texts:
+        add_note(run_dir / "submit" / "1", job, 0, text)
+
+
+def states(folder: Path) -> dict[str, tuple[str, int | None, str]]:
+    return {Path(job.run_dir).name: (job.state, job.code, job.why) for job in jobs.look([folder])}
+
+
+def test_packed_runs_have_a_state_each(fake: FakeSlurm, packed: list[Path], tmp_path: Path) -> None:
+    a, b, c, d, _ = packed
+    fake.say("100_0", "RUNNING")
+    fake.say("100_1", "PENDING", reason="BeginTime")
+    fake.say("100_2", "PENDING", reason="JobArrayTaskLimit")
+    say(a, "100_0", "begin at step 0 on n1", "end 0")
+    say(b, "100_0", "begin at step 0 on n1")
+    say(c, "100_1", "begin at step 0 on n2", "end 75")
+    say(d, "100_1", "begin at step 0 on n2")
+    with open(d / "submit/1/job.log", "a") as stream:
+        stream.write("RuntimeError: no\n")
+    say(d, "100_1", "end 7")
+    assert states(tmp_path) == {
+        "a": ("COMPLETED", 0, ""),
+        "b": ("RUNNING", None, ""),
+        "c": ("PENDING", None, "BeginTime"),
+        "d": ("FAILED", 7, "RuntimeError: no"),
+        "e": ("PENDING", None, "JobArrayTaskLimit"),
+    }
+    # When all is over, the task has the failing run's code, or Slurm has forgotten it.
+    fake.say("100_0", "TIMEOUT")
+    fake.known.pop("100_1")
+    note(a, "100_1", "begin 2 runs on n2", "end 7", task="1")
+    fake.say("100_2", "FAILED", reason="NonZeroExitCode", code=1)
+    note(a, "100_2", "begin 1 runs on n3", "stopped: every node failed its check: n3", task="2")
+    (a / "submit/1/tasks/2/job.log").write_text("error: full\n")
+    assert states(tmp_path) == {
+        "a": ("COMPLETED", 0, ""),
+        "b": ("TIMEOUT", None, ""),
+        "c": ("FAILED", 7, ""),
+        "d": ("FAILED", 7, "RuntimeError: no"),
+        "e": ("FAILED", 1, "stopped: every node failed its check: n3; error: full"),
+    }  # fmt: skip
+    assert jobs.last_lines(packed[4] / "submit/1", 1) == ["error: full"]
+
+
+def test_of_packed_runs_only_what_failed_is_retried(
+    fake: FakeSlurm, packed: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    a, b, c, _, _ = packed
+    tasks = a / "submit/1/tasks"
+    assert task_runs(tasks / "1") == [packed[2] / "submit/1", packed[3] / "submit/1"]
+    for index, state in enumerate(["FAILED", "RUNNING", "CANCELLED"]):
+        fake.say(f"100_{index}", state)
+    for run_dir, job, code in [(a, "100_0", 0), (b, "100_0", 5), (c, "100_1", 5)]:
+        say(run_dir, job, "begin at step 0 on n1", f"end {code}")
+    fake.calls.clear()
+    assert jobs.retry([tmp_path], only_failed=True) == {str(b): "100_0"}
+    assert "c shares the node of the job 100_1, in which other runs go on" in caplog.text
+    assert fake.calls == [(str(a / "submit/1/job.sbatch"), "0%3")]
+    assert task_runs(tasks / "0") == [b / "submit/1"]
+    assert (tasks / "0" / "newest_job").read_text() == "100_0"
+    assert task_runs(tasks / "1") == [packed[2] / "submit/1", packed[3] / "submit/1"]
+    assert jobs.retry([tmp_path / "e"], only_failed=False) == {str(packed[4]): "101_2"}
+
+
+def test_cancelling_a_packed_run_does_not_end_others_unasked(
+    fake: FakeSlurm, packed: list[Path], tmp_path: Path
+) -> None:
+    a, b, c, d, _ = packed
+    for index in range(3):
+        fake.say(f"100_{index}", "RUNNING")
+    say(b, "100_0", "begin at step 0 on n1", "end 0")
+    assert [job.job for job in jobs.cancel([a])] == ["100_0"]  # the other one is done
+    said = rf"the job 100_1 would end {d} as well, which share its node; name them too"
+    for dry_run in (False, True):
+        with pytest.raises(SlurmError, match=said):
+            jobs.cancel([c], dry_run=dry_run)
+    fake.cancelled.clear()
+    assert [Path(job.run_dir).name for job in jobs.cancel([c, d], dry_run=True)] == ["c", "d"]
+    assert not fake.cancelled
+    jobs.cancel([c, d])
+    assert fake.cancelled == ["100_1"]
 
 
 def test_cancel_ends_what_waits_or_runs(fake: FakeSlurm, tmp_path: Path) -> None:

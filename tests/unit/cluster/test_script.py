@@ -29,13 +29,17 @@ def site(**values: object) -> ClusterConfig:
 
 
 def job(
-    folder: Path, *names: str, throttle: int | None = None, python: str = "python"
-) -> JobScript:
+    folder: Path, *names: str, throttle: int | None = None, python: str = "python",
+    evaluate: bool = False, pack: int = 1,
+) -> JobScript:  # fmt: skip
     submissions = [folder / name / "submit" / "1" for name in names]
     for submission in submissions:
         submission.mkdir(parents=True, exist_ok=True)
     code = submissions[0] / "code"
-    return JobScript("run", folder, submissions, code, python, nodes=2, throttle=throttle)
+    return JobScript(
+        "run", folder, submissions, code, python, nodes=2 if pack == 1 else 1, throttle=throttle,
+        evaluate=evaluate, pack=pack,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -139,9 +143,12 @@ def test_shellcheck_finds_nothing(tmp_path: Path) -> None:
         modules=["a b"], environment={"A": "b c"}, scratch="/scratch", account="a", qos="q",
         memory="4G", gpus_per_node=2, options=["--exclusive"], container=["run it"],
     )  # fmt: skip
-    for throttle in (None, 2):
+    for throttle, evaluate, pack in [
+        (None, False, 1), (2, False, 1), (None, True, 1), (2, True, 1), (2, False, 2), (2, True, 2)
+    ]:  # fmt: skip
         script = tmp_path / "job.sh"
-        script.write_text(render(config, job(tmp_path, HOSTILE, "b", throttle=throttle)))
+        made = job(tmp_path, HOSTILE, "b", throttle=throttle, evaluate=evaluate, pack=pack)
+        script.write_text(render(config, made))
         done = subprocess.run([tool, script], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout
 
@@ -292,3 +299,112 @@ def test_a_signal_during_the_check_requeues_without_training(
     assert code == 75
     assert "scontrol requeue 12" in text
     assert "trained" not in text
+
+
+def test_evaluation_follows_training_that_ended_well_as_one_process(
+    tmp_path: Path, stand_ins: Callable[[str, str], None]
+) -> None:
+    stand_ins("srun", 'echo "srun $*"; exit "${CODE:-0}"')
+    text = render(site(), job(tmp_path, "a", evaluate=True))
+    code, said = run(text, tmp_path)
+    config = tmp_path / "a" / "submit" / "1" / "config.yaml"
+    assert code == 0
+    train, evaluate = [line for line in said.splitlines() if line.startswith("srun ")]
+    assert train.endswith(f"-m hyperadapter train --config {config}")
+    assert evaluate.endswith(f"-m hyperadapter evaluate --config {config}")
+    assert "--nodes=1 --ntasks=1 --ntasks-per-node=1 python" in evaluate
+    assert "--ntasks=1" not in train
+    code, said = run(text, tmp_path, CODE="9")
+    assert code == 9
+    assert said.count("hyperadapter evaluate") == 1  # that of before
+    assert "hyperadapter evaluate" not in render(site(), job(tmp_path, "a"))
+
+
+@pytest.mark.parametrize(("ends", "code", "requeued"), [(7, 7, False), (143, 75, True)])
+def test_a_failed_evaluation_fails_the_job_and_one_that_was_preempted_is_begun_again(
+    ends: int, code: int, requeued: bool, tmp_path: Path, stand_ins: Callable[[str, str], None]
+) -> None:
+    stand_ins("srun", f'[[ "$*" == *" evaluate "* ]] && exit {ends}; exit 0')
+    got, said = run(render(site(), job(tmp_path, "a", evaluate=True)), tmp_path)
+    assert got == code
+    assert ("scontrol requeue 12" in said) == requeued
+
+
+def test_directions_that_were_translated_are_progress(
+    tmp_path: Path, stand_ins: Callable[[str, str], None]
+) -> None:
+    scores = tmp_path / "a" / "evaluation" / "test"
+    scores.mkdir(parents=True)
+    stand_ins(
+        "srun",
+        '[[ "$*" == *" train "* ]] && exit 0\n'
+        f'[ -n "$NEW" ] && touch {scores}/"$NEW".json {scores}/scores.json\n'
+        'kill -USR1 "$PPID"; exit 138',
+    )
+    text = render(site(max_fruitless_starts=2), job(tmp_path, "a", evaluate=True))
+
+    def begin(restart: int, new: str) -> bool:
+        run(text, tmp_path, SLURM_RESTART_COUNT=str(restart), NEW=new)
+        return "stopped" not in log(tmp_path)
+
+    assert begin(0, "")
+    assert begin(1, "en-de")
+    assert begin(2, "en-fr")
+    assert begin(3, "")
+    assert not begin(4, "")
+    assert "requeue: the time limit is near, and the work ended with 138" in log(tmp_path)
+
+
+def packed(tmp_path: Path) -> tuple[str, list[Path]]:
+    """Returns the script of three runs on two nodes, and the folders of its tasks."""
+    script = job(tmp_path, "a", "b", "c", throttle=1, pack=2, evaluate=True)
+    tasks = [script.submissions[0] / "tasks" / str(index) for index in range(2)]
+    for task, runs in zip(tasks, (script.submissions[:2], script.submissions[2:]), strict=True):
+        task.mkdir(parents=True)
+        (task / "runs").write_text("".join(f"{run}\n" for run in runs))
+        (task / "job.log").touch()
+    return render(site(gpus_per_node=2, cpus_per_task=4), script), tasks
+
+
+def test_a_task_of_packed_runs_is_one_process_with_all_cores_of_the_node(
+    tmp_path: Path, stand_ins: Callable[[str, str], None]
+) -> None:
+    stand_ins("srun", 'printf "<%s>" "$@"; echo')
+    text, tasks = packed(tmp_path)
+    assert "\n#SBATCH --array=0-1%1\n" in text
+    assert f'\n#SBATCH --output="{tasks[0].parent}/%a/job.log"\n' in text
+    for index, names in enumerate(("ab", "c")):
+        array = {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": str(index)}
+        assert run(text, tmp_path, SLURM_JOB_NUM_NODES="1", **array)[0] == 0
+        runs = "".join(f"<{tmp_path}/{name}/submit/1>" for name in names)
+        words = f"<--job><12_{index}><--restart><0><--evaluate><-->{runs}\n"
+        assert words in log(tmp_path)
+        noted = (tasks[index] / "starts.tsv").read_text()
+        assert f"\tbegin {len(names)} runs on n[1-2]\n" in noted
+        assert noted.endswith("\tend 0\n")
+    assert "<--cpus-per-task=8><python><-m><cluster.packed><--slots><2><--gpus><2>" in log(tmp_path)
+
+
+def test_a_checkpoint_of_any_packed_run_is_progress(
+    tmp_path: Path, stand_ins: Callable[[str, str], None]
+) -> None:
+    stand_ins("srun", "exit 75")
+    text, tasks = packed(tmp_path)
+    text = text.replace("MAX_FRUITLESS=3", "MAX_FRUITLESS=2")
+
+    def begin(restart: int) -> bool:
+        array = {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "0"}
+        assert run(text, tmp_path, SLURM_RESTART_COUNT=str(restart), **array)[0] == 75
+        return "stopped" not in (tasks[0] / "starts.tsv").read_text().split("\tbegin")[-1]
+
+    def save(name: str, step: int) -> None:
+        folder = tmp_path / name / "checkpoints" / f"step-{step:08d}"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").touch()
+
+    save("a", 100)
+    assert begin(0)
+    save("b", 5)
+    assert begin(1)
+    save("c", 5)  # of another task
+    assert not begin(2)

@@ -7,11 +7,18 @@ from pathlib import Path
 import pytest
 
 from cluster.snapshot import (
+    Note,
     Submission,
+    add_note,
     copy_code,
+    end_code,
     find_submissions,
     new_submission,
+    new_task,
     next_submission,
+    read_notes,
+    task_runs,
+    write_runs,
 )
 from hyperadapter.core.errors import ConfigError, DataError
 
@@ -69,3 +76,32 @@ def test_the_code_is_what_is_installed(tmp_path: Path, repository: Path) -> None
             assert (copied / path.relative_to(repository / package)).stat().st_size > -1
     assert (tmp_path / "code" / "cluster" / "templates" / "run.sbatch.j2").is_file()
     assert (tmp_path / "code" / "hyperadapter" / "core" / "languages.yaml").is_file()
+
+
+def test_notes_are_read_as_they_were_written(tmp_path: Path) -> None:
+    assert end_code(read_notes(tmp_path, "12_3")) is None
+    add_note(tmp_path, "12_3", 0, "begin at step 0 on n1")
+    assert end_code(read_notes(tmp_path, "12_3")) is None
+    add_note(tmp_path, "12_3", 0, "end 75")
+    add_note(tmp_path, "12_4", 0, "begin at step 0 on n2")
+    assert end_code(read_notes(tmp_path, "12_3")) == 75
+    add_note(tmp_path, "12_3", 1, "begin at step 5 on n1")
+    assert end_code(read_notes(tmp_path, "12_3")) is None
+    assert read_notes(tmp_path, "12_3")[1:] == [
+        Note(0, ["end", "75"]), Note(1, ["begin", "at", "step", "5", "on", "n1"])
+    ]  # fmt: skip
+    last = (tmp_path / "job.log").read_text().splitlines()[-1]
+    assert last.endswith("Z hyperadapter: job 12_3, start 1: begin at step 5 on n1")
+
+
+def test_the_runs_of_a_task_may_become_fewer(tmp_path: Path) -> None:
+    submissions = [tmp_path / name for name in ("a b", "c")]
+    for submission in submissions:
+        submission.mkdir()
+    task = tmp_path / "tasks" / "0"
+    new_task(task, submissions)
+    assert task_runs(task) == submissions
+    (task / "progress").write_text("5 2\n")
+    write_runs(submissions[1] / "task", submissions[1:])
+    assert task_runs(task) == submissions[1:]
+    assert not (task / "progress").exists()
