@@ -10,13 +10,14 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -34,6 +35,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 EXIT_INTERRUPTED = 75
+_PORTS = range(20_000, 32_000)
 _POLL_S = 0.2
 _GRACE_S = 20.0
 _LIBC = ctypes.CDLL(None)
@@ -53,11 +55,16 @@ def launched_externally(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def free_port() -> int:
-    """Returns a TCP port on the loopback interface that was free a moment ago."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+    """Returns a TCP port on the loopback interface that was free a moment ago.
+
+    It is below those that Linux gives to clients: one of them could be taken in the seconds until a
+    rank listens.
+    """
+    while True:
+        port = _PORTS.start + secrets.randbelow(len(_PORTS))
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def run_ranks(command: Sequence[str], num_processes: int) -> int:

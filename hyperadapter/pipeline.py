@@ -282,9 +282,13 @@ def average(run_dir: Path, last: int | None, steps: Sequence[str], out: Path) ->
 
 def _flat_scores(result: EvaluationResult) -> dict[str, float]:
     metrics = {f"{result.split}/macro/{name}": value for name, value in result.macro.items()}
+    values: dict[str, list[float]] = {}
     for item in result.directions:
         for score in item.model.all():
             metrics[f"{result.split}/{item.direction}/{score.metric}"] = score.value
+            values.setdefault(score.metric, []).append(score.value)
+    for metric, found in values.items():
+        metrics[f"{result.split}/macro/{metric}"] = sum(found) / len(found)
     return metrics
 
 
