@@ -63,7 +63,10 @@ def model_describe(as_json: bool, **options: Any) -> None:
     "--to", required=True, type=click.Path(path_type=Path), help="The model to be equal to."
 )
 @click.option(
-    "--by", type=click.Choice(["params", "flops"]), default="params", help="What is equal."
+    "--by",
+    type=click.Choice(["params", "adapter_params", "flops"]),
+    default="params",
+    help="What is equal.",
 )
 @click.option(
     "--vary",
