@@ -50,7 +50,11 @@ quickstart: setup ## Train a small model on real text, score it, and track it in
 
 test: setup ## Run all tests (those that need a GPU or Slurm are skipped where there is none)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not (distributed or slow or slurm or gpu)'
-	$(BIN)/python -m pytest --durations 10 -m 'distributed or slow or slurm or gpu'
+	@# Tests with Slurm wait most of the time: they run beside the others and are shown after them.
+	@mkdir -p .cache; \
+	$(BIN)/python -m pytest -p no:cacheprovider --durations 5 -m 'slurm' >.cache/test-slurm.log 2>&1 & \
+	$(BIN)/python -m pytest --durations 10 -m '(distributed or slow or gpu) and not slurm'; others=$$?; \
+	wait $$!; slurm=$$?; cat .cache/test-slurm.log; exit $$((others || slurm))
 
 check: setup ## Lint, format, types, and who may import what
 	$(BIN)/ruff check .

@@ -98,6 +98,9 @@ def render(site: ClusterConfig, job: JobScript) -> str:
     if job.throttle is not None:
         # In an array of single runs each of these is a link to the log of its own run.
         output = f"{first}/logs/%a.log" if job.pack == 1 else f"{first}/{TASKS_FOLDER}/%a/job.log"
+    tasks_per_node, cpus_per_task = site.processes_per_node, site.cpus_per_task
+    if job.pack > 1:  # one task has the node, and starts all processes
+        tasks_per_node, cpus_per_task = 1, tasks_per_node * cpus_per_task
     last_task = math.ceil(len(job.submissions) / job.pack) - 1
     return _template().render(
         site=site,
@@ -111,6 +114,7 @@ def render(site: ClusterConfig, job: JobScript) -> str:
         python=[*site.container, job.python],
         nodes=job.nodes,
         pack=job.pack,
-        cores=site.processes_per_node * site.cpus_per_task,
+        tasks_per_node=tasks_per_node,
+        cpus_per_task=cpus_per_task,
         evaluate=job.evaluate,
     )

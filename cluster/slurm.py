@@ -44,6 +44,8 @@ _REMEDIES = {
     "node configuration": "`sinfo -o '%P %c %m %G'` shows cores, memory and GPUs of the nodes; "
     "lower gpus_per_node, cpus_per_task or memory in the cluster's file",
     "processors": "lower tasks_per_node or cpus_per_task in the cluster's file",
+    "job array": "`scontrol show config | grep MaxArraySize` says how long one may be; submit the "
+    "study in parts, with --points",
     "generic resource": "`sinfo -o '%P %G'` shows GPUs; set gpus_per_node in the cluster's file",
 }
 

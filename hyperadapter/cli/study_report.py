@@ -38,16 +38,15 @@ def study_report(folder: Path, uri: str, out: Path | None, no_log: bool, as_json
     from hyperadapter.study.results import read_results, write_csv
 
     plan = load_plan(folder)
-    if uri:
-        plan = plan.model_copy(update={"uri": uri})
-    results = read_results(plan, study_uri(folder, plan))
+    place = plan.model_copy(update={"uri": uri}) if uri else plan
+    results = read_results(plan, study_uri(folder, place))
     out = out or folder / "report"
     figures = plot_results(results, out)
     page = out / "index.html"
     command = f"hyperadapter study report {folder}"
     write_page(results, figures, page, command)
     files = [page, *write_csv(results, out), *(figure.path for figure in figures)]
-    if not no_log:
+    if not no_log and plan.tracked:
         _log(folder, plan, files)
     if as_json:
         print_json(summary_of(results) | {"files": [str(path) for path in files]})

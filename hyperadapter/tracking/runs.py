@@ -313,6 +313,8 @@ def _search(client: MlflowClient, experiment_id: str, wanted: str) -> list[Run]:
 
     first = place(0, _RUNS_PER_PAGE)
     token = page(1, None).token
+    if isinstance(token, bytes):  # as the server's own code has it
+        token = token.decode()
     if token != _token(1):
         return first if not token else _one_by_one(lambda t: page(_RUNS_PER_PAGE, t))
     runs, start = first, _RUNS_PER_PAGE

@@ -7,6 +7,7 @@ ends with 75.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,19 +50,21 @@ def wait_for_start(run_dir: Path, number: int, seconds: float = 90) -> None:
 def test_the_time_limit_saves_and_requeues_until_it_is_done(
     site: Site, machine: Machine, tmp_path: Path
 ) -> None:
-    # Slurm looks at limits twice a minute and may signal 60 s early; a lead of half the limit
-    # makes it signal soon.
-    file = site(TRAINING, environment={"ENOUGH": "1"}, nodes=2, time_limit="00:02:00",
-                save_lead_s=60)  # fmt: skip
+    # Slurm looks at limits twice a minute and signals up to 30 s early: here at its first look,
+    # which may even come before training.
+    script = TRAINING.replace('"$start" -ge "$ENOUGH"', '-d "$run_dir/checkpoints"')
+    assert script != TRAINING
+    file = site(script, nodes=2, time_limit="00:01:00", save_lead_s=30)
     run_dir = tmp_path / "run"
     job = submit(file, run_dir).split()[0]
     wait_for_start(run_dir, 1)
     wait_for_state(machine, job, "COMPLETED", seconds=150)
     assert "requeue: training was interrupted and has saved" in log(run_dir)
     assert "rank 1 of 2 at n1:2" in log(run_dir)
-    assert "begin at step 1 on n[1-2]" in log(run_dir)
+    assert re.search(r"begin at step [1-9] on n\[1-2\]", log(run_dir))
     [row] = status(run_dir)
-    assert (row["restarts"], row["code"]) == (1, 0)
+    assert row["restarts"]
+    assert row["code"] == 0
 
 
 @pytest.mark.parametrize("partition", ["main", "graceful"])

@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from cluster.config import ClusterConfig
+from cluster.jobs import Run, Shape
+from cluster.jobs import submit as submit_runs
 from hyperadapter.checkpoint.layout import complete_checkpoints
+from hyperadapter.config import RunConfig
 from hyperadapter.core.events import read_metric
+from hyperadapter.core.schema import load_config, to_yaml
+from hyperadapter.evaluation.evaluate import load_result
 from tests.slurm.machine import Machine, wait_for
 from tests.slurm.test_submit import jobs, log, status, wait_for_state
 from tests.tiny_corpus import run_hyperadapter
@@ -75,11 +81,30 @@ def test_signal_lost_node_and_fewer_nodes_change_no_loss(
         machine.revive("n2")
     saved = complete_checkpoints(run_dir)[-1][0]
     assert 10 <= saved < STEPS
-    last = submit("run", "--nodes", "1")
+    last = submit("run", "--nodes", "1", "--evaluate")
     wait_for_state(machine, last, "COMPLETED", "FAILED", seconds=120)
     found = losses(run_dir)
     on_two = [step for step in expected if step <= saved]
     assert [found[step] for step in on_two] == [expected[step] for step in on_two]
     assert found == pytest.approx(expected, rel=1e-4)  # one process adds up in another order
+    assert load_result(run_dir).step == STEPS
     [row] = status(run_dir)
     assert (row["state"], row["run_status"], row["job"]) == ("COMPLETED", "FINISHED", last)
+
+
+def test_packed_runs_train_and_are_scored(
+    corpus: Path, site: Callable[..., Path], machine: Machine, tmp_path: Path
+) -> None:
+    """The real commands side by side in one step: each finds its own port, and no launcher."""
+    place = load_config(ClusterConfig, site(tasks_per_node=2, environment={"OMP_NUM_THREADS": "1"}))
+    runs = []
+    for name in ("a", "b"):
+        sets = [f"run_dir={tmp_path / name}", "training.max_steps=5", "tracking.enabled=false"]
+        config = load_config(RunConfig, corpus / "run.yaml", sets)
+        runs.append(Run(name, tmp_path / name, to_yaml(config)))
+    plan = submit_runs(place, runs, Shape(1, throttle=1, evaluate=True, pack=2))
+    assert len(set(plan.jobs)) == 1
+    wait_for_state(machine, plan.jobs[0], "COMPLETED", "FAILED", seconds=180)
+    found = [load_result(tmp_path / name) for name in ("a", "b")]
+    assert [result.step for result in found] == [5, 5], log(tmp_path / "a")[-3000:]
+    assert found[0].macro == found[1].macro

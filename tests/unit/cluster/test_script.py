@@ -363,13 +363,14 @@ def packed(tmp_path: Path) -> tuple[str, list[Path]]:
         task.mkdir(parents=True)
         (task / "runs").write_text("".join(f"{run}\n" for run in runs))
         (task / "job.log").touch()
-    return render(site(gpus_per_node=2, cpus_per_task=4), script), tasks
+    config = site(gpus_per_node=2, cpus_per_task=4, min_all_reduce_gb_per_s=1.0)
+    return render(config, script), tasks
 
 
 def test_a_task_of_packed_runs_is_one_process_with_all_cores_of_the_node(
     tmp_path: Path, stand_ins: Callable[[str, str], None]
 ) -> None:
-    stand_ins("srun", 'printf "<%s>" "$@"; echo')
+    stand_ins("srun", 'printf "<%s>" "$@"; echo; echo "threads: $OMP_NUM_THREADS"')
     text, tasks = packed(tmp_path)
     assert "\n#SBATCH --array=0-1%1\n" in text
     assert f'\n#SBATCH --output="{tasks[0].parent}/%a/job.log"\n' in text
@@ -382,7 +383,10 @@ def test_a_task_of_packed_runs_is_one_process_with_all_cores_of_the_node(
         noted = (tasks[index] / "starts.tsv").read_text()
         assert f"\tbegin {len(names)} runs on n[1-2]\n" in noted
         assert noted.endswith("\tend 0\n")
-    assert "<--cpus-per-task=8><python><-m><cluster.packed><--slots><2><--gpus><2>" in log(tmp_path)
+    assert "\n#SBATCH --ntasks-per-node=1\n#SBATCH --cpus-per-task=8\n" in text
+    assert "<python><-m><cluster.packed><--slots><2><--gpus><2>" in log(tmp_path)
+    assert "\nthreads: 4\n" in log(tmp_path)
+    assert "--all-reduce" not in text  # one node has no network to be measured
 
 
 def test_a_checkpoint_of_any_packed_run_is_progress(
