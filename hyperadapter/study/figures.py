@@ -280,11 +280,13 @@ def _draw_means(panel: Axes, places: Sequence[_Place], colour: str) -> None:
     xs = [place.x for place in places]
     means = [fmean(place.values) for place in places]
     lows, highs = ([of(place.values) for place in places] for of in (min, max))
-    if max(len(place.values) for place in places) > 1:
+    several = max(len(place.values) for place in places) > 1
+    if several:
         panel.vlines(xs, lows, highs, color=colour, linewidth=1.2)
     # Where other axes differ too, several means stand over one size: a line would say nothing.
     line = "-" if len(set(xs)) == len(xs) else "none"
-    panel.plot(xs, means, linestyle=line, color=colour, linewidth=1.2, marker="_", markersize=9)
+    marker = "_" if several else "none"
+    panel.plot(xs, means, linestyle=line, color=colour, linewidth=1.2, marker=marker, markersize=9)
 
 
 def _draw_edge(panel: Axes, xs: Sequence[float], measure: Measure, colour: str) -> None:
