@@ -109,12 +109,12 @@ class Rank:
         setattr(place, name, wrapper)
 
     def _watch_steps(self, trainer: Any) -> None:
-        load, train_step = trainer._load, trainer._train_step
+        restore, train_step = trainer._restore, trainer._train_step
 
-        def load_at_step(own: Any, *args: Any) -> None:
+        def restore_at_step(own: Any, *args: Any) -> None:
             # Orders for `load` are given while nothing runs; they are for whatever step it is.
             self._step = 1_000_000_000
-            load(own, *args)
+            restore(own, *args)
             self._step = own.step
 
         def watched(own: Any, *args: Any) -> Any:
@@ -125,7 +125,7 @@ class Rank:
             self.at("gradient")
             return train_step(own, *args)
 
-        trainer._load, trainer._train_step = load_at_step, watched
+        trainer._restore, trainer._train_step = restore_at_step, watched
 
     def _spoil_gradients(self, engine: Any) -> None:
         init = engine.__init__
