@@ -174,20 +174,31 @@ def submit(
         for folder in made:
             shutil.rmtree(folder)
         raise
+    try:
+        return Plan(text, folders, _record(path, number, folders, runs, shape))
+    except BaseException:
+        slurm.cancel([number])  # nobody would know of it
+        raise
+
+
+def _record(
+    script: Path, number: str, folders: Sequence[Path], runs: Sequence[Run], shape: Shape
+) -> list[str]:
+    """Writes down which job each run has, and returns them."""
     jobs = []
     for position, (folder, run) in enumerate(zip(folders, runs, strict=True)):
         index = None if shape.throttle is None else position // shape.pack
         jobs.append(_job_name(number, index))
         record = Submission(
             name=run.name,
-            script=str(path),
+            script=str(script),
             index=index,
             throttle=shape.throttle,
             jobs=(jobs[-1],),
             submitted=now(),
         )
         _save(folder, record)
-    return Plan(text, folders, jobs)
+    return jobs
 
 
 def _job_name(number: str, index: int | None) -> str:

@@ -89,7 +89,8 @@ def run_ranks(command: Sequence[str], num_processes: int) -> int:
     ranks: list[subprocess.Popen[bytes]] = []
     with _forwarding(ranks) as asked:
         for rank in range(num_processes):
-            ranks.append(_start(command, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}))
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            _add(ranks, _start(command, shared | place), asked)
             if asked:
                 break
         code = _watch(ranks)
@@ -136,14 +137,14 @@ def run_programs(
             while waiting and free and not asked:
                 running.append(_Running(waiting.popleft(), free.popleft()))
                 on_change(running[-1].program.name, None)
-                processes.append(running[-1].start_next())
+                _add(processes, running[-1].start_next(), asked)
             for item in list(running):
                 code = item.process.poll()
                 if code is None:
                     continue
                 processes.remove(item.process)
                 if code == 0 and item.commands and not asked:
-                    processes.append(item.start_next())
+                    _add(processes, item.start_next(), asked)
                     continue
                 running.remove(item)
                 free.append(item.worker)
@@ -170,6 +171,17 @@ class _Running:
         code = _shell_code(self.process.returncode)
         stopped = asked and (code in _DIED_OF_IT or (code == 0 and self.commands))
         return EXIT_INTERRUPTED if stopped else code
+
+
+def _add(
+    processes: list[subprocess.Popen[bytes]],
+    started: subprocess.Popen[bytes],
+    asked: Sequence[int],
+) -> None:
+    """Adds a process to those that get signals, and passes one on that came while it started."""
+    processes.append(started)
+    if asked:
+        started.send_signal(signal.SIGTERM)
 
 
 def _start(

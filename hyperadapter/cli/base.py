@@ -15,7 +15,15 @@ import click
 
 from hyperadapter import __version__
 
-__all__ = ["cli", "json_option", "print_json", "print_report", "print_table", "with_config"]
+__all__ = [
+    "cli",
+    "json_option",
+    "print_json",
+    "print_report",
+    "print_table",
+    "run_folders",
+    "with_config",
+]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -49,6 +57,15 @@ def with_config(command: Command) -> Command:
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Prints JSON instead of a table."
+)
+
+
+run_folders = click.argument(
+    "folders",
+    nargs=-1,
+    required=True,
+    metavar="RUN_DIR...",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
 )
 
 

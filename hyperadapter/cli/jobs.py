@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hyperadapter.cli.base import cli, json_option, print_json, print_table
+from hyperadapter.cli.base import cli, json_option, print_json, print_table, run_folders
+from hyperadapter.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from cluster.jobs import Job, Plan
+    from hyperadapter.config import RunConfig
 
-__all__ = ["jobs_group", "print_plan", "submit"]
+__all__ = ["for_processes", "jobs_group", "print_plan", "submit", "warn_of_sqlite"]
 
 
 @cli.command("submit")
@@ -50,11 +52,52 @@ def submit(
         raise click.UsageError("several runs are an array; say with --array how many run at a time")
     site = load_config(ClusterConfig, cluster)
     count = nodes or site.nodes
-    world = f"training.num_processes={site.processes_per_run(count)}"
-    configs = [load_config(RunConfig, path, [*overrides, world]) for path in paths]
+    processes = site.processes_per_run(count)
+    # The file's own number of processes is for another machine and need not fit the changes.
+    changes = [*overrides, "training.num_processes=1"]
+    loaded = [load_config(RunConfig, path, changes) for path in paths]
+    configs = [for_processes(config, processes, cluster) for config in loaded]
+    warn_of_sqlite(configs)
     runs = [jobs.Run(c.name, Path(c.run_dir), to_yaml(c)) for c in configs]
     shape = jobs.Shape(nodes=count, throttle=throttle, evaluate=evaluate)
     print_plan(jobs.submit(site, runs, shape, after=after, dry_run=dry_run))
+
+
+def for_processes(config: RunConfig, count: int, cluster: Path) -> RunConfig:
+    """Returns a run with as many processes as a cluster gives it.
+
+    Raises:
+        ConfigError: They cannot share its steps.
+    """
+    from hyperadapter.config import RunConfig, check_world_size
+    from hyperadapter.core.schema import parse_config
+
+    try:
+        check_world_size(config.training, count)
+    except ValueError as error:
+        raise ConfigError(
+            f"{config.name}: nodes and GPUs or tasks of {cluster} make {count} processes, but "
+            f"{error}; use another --nodes (or --pack of a study)"
+        ) from error
+    tree = config.model_dump(mode="json")
+    tree["training"]["num_processes"] = count
+    return parse_config(RunConfig, tree, config.name)
+
+
+def warn_of_sqlite(configs: Sequence[RunConfig]) -> None:
+    """Warns of jobs that would all write to one file of SQLite over a network."""
+    from hyperadapter.tracking import resolve_uri
+
+    uris = {resolve_uri(Path(c.run_dir), c.tracking.uri) for c in configs if c.tracking.enabled}
+    files = sorted(uri for uri in uris if uri.startswith("sqlite:"))
+    if files and len(configs) > 1:
+        click.echo(
+            f"warning: the jobs send their metrics to {files[0]}, a file of SQLite, which network "
+            "file systems may damage when several nodes write; set tracking.uri or "
+            "MLFLOW_TRACKING_URI to a server, or tracking.enabled=false and send them afterwards: "
+            "hyperadapter track sync FOLDER --uri URI",
+            err=True,
+        )
 
 
 def print_plan(plan: Plan) -> None:
@@ -68,12 +111,6 @@ def print_plan(plan: Plan) -> None:
 @cli.group("jobs")
 def jobs_group() -> None:
     """Looks at submitted runs, cancels them, and submits them again."""
-
-
-run_folders = click.argument(
-    "folders", nargs=-1, required=True, metavar="RUN_DIR...",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-)  # fmt: skip
 
 
 @jobs_group.command("status")

@@ -32,6 +32,7 @@ def study_group() -> None:
     type=click.FloatRange(0, 1, min_open=True),
     help="Share of the GPU's peak; 0.40 by default.",
 )
+@click.option("--drop", is_flag=True, help="Points that have begun may leave the list.")
 @click.option("--dry-run", is_flag=True, help="Prints the runs and writes nothing.")
 @json_option
 def study_plan(
@@ -39,6 +40,7 @@ def study_plan(
     overrides: Sequence[str],
     gpu: str | None,
     utilisation: float | None,
+    drop: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -46,7 +48,7 @@ def study_plan(
     from hyperadapter.study import planning
     from hyperadapter.study.config import load_study
 
-    planned = planning.plan_study(load_study(path, overrides), gpu, utilisation)
+    planned = planning.plan_study(load_study(path, overrides), gpu, utilisation, drop)
     if not dry_run:
         planning.write_plan(planned)
     print_report(planning.plan_report(planned), planning.plan_tables, as_json)

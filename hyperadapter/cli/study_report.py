@@ -10,6 +10,7 @@ import click
 
 from hyperadapter.cli.base import json_option, print_json, print_table
 from hyperadapter.cli.study import study_group
+from hyperadapter.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from hyperadapter.study.plan import Plan
@@ -36,18 +37,30 @@ def study_report(folder: Path, uri: str, out: Path | None, no_log: bool, as_json
     from hyperadapter.study.parent import study_uri
     from hyperadapter.study.plan import load_plan
     from hyperadapter.study.results import read_results, write_csv
+    from hyperadapter.study.seeds import has_seeds, write_seeds_csv
+    from hyperadapter.tracking import redact
 
     plan = load_plan(folder)
+    if not plan.tracked and not uri:
+        raise ConfigError(
+            f"the runs of {plan.study} are not tracked (tracking.enabled is false), so MLflow has "
+            f"nothing to report; send their events with `hyperadapter track sync {folder} --uri "
+            "URI`, and give the same --uri here"
+        )
+    _warn_of_unsent(folder, plan)
     place = plan.model_copy(update={"uri": uri}) if uri else plan
     results = read_results(plan, study_uri(folder, place))
     out = out or folder / "report"
     figures = plot_results(results, out)
     page = out / "index.html"
-    command = f"hyperadapter study report {folder}"
+    command = f"hyperadapter study report {folder}{f' --uri {redact(uri)}' if uri else ''}"
     write_page(results, figures, page, command)
     files = [page, *write_csv(results, out), *(figure.path for figure in figures)]
+    if has_seeds(results):
+        write_seeds_csv(results, out / "configs.csv")
+        files.append(out / "configs.csv")
     if not no_log and plan.tracked:
-        _log(folder, plan, files)
+        _log(folder, plan, files, done=set(results.states) == {"DONE"})
     if as_json:
         print_json(summary_of(results) | {"files": [str(path) for path in files]})
         return
@@ -68,9 +81,27 @@ def study_report(folder: Path, uri: str, out: Path | None, no_log: bool, as_json
     click.echo(f"report   {page}")
 
 
-def _log(folder: Path, plan: Plan, files: list[Path]) -> None:
+def _warn_of_unsent(folder: Path, plan: Plan) -> None:
+    """Says which runs know more than MLflow."""
+    from hyperadapter.core.events import EVENTS_FILE
+    from hyperadapter.tracking import pending_events
+
+    folders = [folder / "runs" / point.name for point in plan.points]
+    begun = [path for path in folders if (path / EVENTS_FILE).exists()]
+    unsent = [path for path in begun if pending_events(path)]
+    if plan.tracked and unsent:
+        click.echo(
+            f"warning: {len(unsent)} runs have events that are not in MLflow, such as "
+            f"{unsent[0].name}; runs at work send them by themselves, for others: hyperadapter "
+            f"track sync {folder}",
+            err=True,
+        )
+
+
+def _log(folder: Path, plan: Plan, files: list[Path], done: bool) -> None:
+    """Logs the report to the study's MLflow run, which ends when all runs are done."""
     from hyperadapter.study.parent import open_parent
 
-    with open_parent(folder, plan, owns_status=False) as tracker:
+    with open_parent(folder, plan, owns_status=done) as tracker:
         for path in files:
             tracker.log_artifact(path, "report")

@@ -51,8 +51,9 @@ def choose_points(plan: Plan, patterns: Sequence[str]) -> list[Point]:
 @points_option
 def study_run(folder: Path, workers: int, patterns: Sequence[str]) -> None:
     """Runs what is not done of a planned study on this machine, data included."""
-    from hyperadapter.study.local import LOG_FILE, run_points
+    from hyperadapter.study.local import run_points
     from hyperadapter.study.plan import load_plan
+    from hyperadapter.study.status import LOG_FILE
 
     plan = load_plan(folder)
     failed = run_points(folder, plan, workers, choose_points(plan, patterns))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hyperadapter.cli.jobs import print_plan
+from hyperadapter.cli.jobs import for_processes, print_plan, warn_of_sqlite
 from hyperadapter.cli.study import study_group
 from hyperadapter.cli.study_runs import choose_points, points_option, study_folder
 from hyperadapter.core.errors import DataError
@@ -49,7 +49,7 @@ def study_submit(
     from cluster.config import ClusterConfig
     from hyperadapter.core.schema import load_config, to_yaml
     from hyperadapter.study.parent import open_parent
-    from hyperadapter.study.plan import load_plan
+    from hyperadapter.study.plan import load_plan, point_config
 
     if pack > 1 and (nodes or 1) > 1:
         raise click.UsageError("--pack shares one node among runs, and --nodes gives a run several")
@@ -58,8 +58,10 @@ def study_submit(
     points = _left(folder, plan, choose_points(plan, patterns))
     if not points:
         return
-    configs = _configs(folder, points, site.processes_per_run(count, pack))
+    processes = site.processes_per_run(count, pack)
+    configs = {p.name: for_processes(point_config(folder, p), processes, cluster) for p in points}
     if not dry_run:
+        warn_of_sqlite(list(configs.values()))
         _require_data(folder, configs)
         with open_parent(folder, plan):
             pass  # so that MLflow has it before its runs look for it
@@ -95,18 +97,6 @@ def _left(folder: Path, plan: Plan, points: Sequence[Point]) -> list[Point]:
         err=True,
     )
     return left
-
-
-def _configs(folder: Path, points: Sequence[Point], num_processes: int) -> dict[str, RunConfig]:
-    """Returns the configurations by point, each with so many processes."""
-    from hyperadapter.config import RunConfig
-    from hyperadapter.core.schema import load_config
-
-    world = [f"training.num_processes={num_processes}"]
-    return {
-        point.name: load_config(RunConfig, folder / "points" / f"{point.name}.yaml", world)
-        for point in points
-    }
 
 
 def _require_data(folder: Path, configs: dict[str, RunConfig]) -> None:

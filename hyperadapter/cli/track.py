@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from hyperadapter.cli.base import cli, json_option, print_json, print_table
+from hyperadapter.cli.base import cli, json_option, print_json, print_table, run_folders
 
 __all__ = ["track_group"]
 
@@ -14,12 +14,6 @@ __all__ = ["track_group"]
 @cli.group("track")
 def track_group() -> None:
     """Brings run folders' metrics to MLflow, and tells what they say."""
-
-
-run_folders = click.argument(
-    "folders", nargs=-1, required=True, metavar="RUN_DIR...",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-)  # fmt: skip
 
 
 @track_group.command("sync")

@@ -157,6 +157,16 @@ class ReportConfig(StrictModel):
         description="Least training pairs of a direction of each resource group",
     )
 
+    @field_validator("groups")
+    @classmethod
+    def _all_have_a_group(cls, groups: dict[str, int]) -> dict[str, int]:
+        if min(groups.values()) != 0:
+            raise ValueError(
+                f"groups begin at {min(groups.values())} pairs, so that smaller directions would "
+                "be in none; let the last one begin at 0"
+            )
+        return groups
+
 
 class StudyConfig(StrictModel):
     """Many runs that differ in a few settings."""

@@ -255,8 +255,10 @@ def _draw_values(
             )  # fmt: skip
             outside = [x for x, y in some if not (math.isfinite(y) and y <= ceiling)]
             _draw_edge(panel, outside, measure, colour)
+    # A mean of those seeds that went well would be too good.
+    bad = {row.config for row, _, y in shown if not (math.isfinite(y) and y <= ceiling)}
     for row, x, y in shown:
-        if row.state == "DONE" and math.isfinite(y) and y <= ceiling:
+        if row.state == "DONE" and row.config not in bad:
             by_config = places.setdefault(results.series(row), {})
             by_config.setdefault(row.config, _Place(x, [])).values.append(y)
     for series, by_config in places.items():

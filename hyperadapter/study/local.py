@@ -9,21 +9,20 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cluster import jobs
 from cluster.local import EXIT_INTERRUPTED, Program, run_programs
+from cluster.slurm import SlurmError
 from hyperadapter import pipeline
 from hyperadapter.config import RunConfig
 from hyperadapter.core.errors import ConfigError, DataError, Interrupted
 from hyperadapter.core.files import locked
 from hyperadapter.study.parent import open_parent
 from hyperadapter.study.plan import Plan, Point, point_config
-from hyperadapter.study.status import is_evaluated, is_trained
+from hyperadapter.study.status import ENDED, LOG_FILE, is_done
 
-__all__ = ["LOG_FILE", "run_points"]
+__all__ = ["run_points"]
 
 log = logging.getLogger(__name__)
-
-LOG_FILE = "local.log"
-"""What a run prints, in its run folder."""
 
 
 def run_points(folder: Path, plan: Plan, workers: int, points: Sequence[Point] = ()) -> list[str]:
@@ -47,10 +46,11 @@ def run_points(folder: Path, plan: Plan, workers: int, points: Sequence[Point] =
         if not free:
             raise DataError(f"another `study run` works on {folder}; wait for it, or stop it")
         configs = {p.name: point_config(folder, p) for p in points or plan.points}
-        todo = {name: c for name, c in configs.items() if not _is_done(c, plan)}
+        todo = {name: c for name, c in configs.items() if not is_done(c, plan)}
         log.info(
             "study %s: %d of %d runs are done", plan.study, len(configs) - len(todo), len(configs)
         )
+        _leave_to_slurm(todo)
         if not todo:
             return []
         environments = _environments(list(todo.values()), workers)
@@ -62,8 +62,22 @@ def run_points(folder: Path, plan: Plan, workers: int, points: Sequence[Point] =
             return failed
 
 
-def _is_done(config: RunConfig, plan: Plan) -> bool:
-    return is_trained(config) and (not plan.evaluate or is_evaluated(config))
+def _leave_to_slurm(todo: dict[str, RunConfig]) -> None:
+    """Takes runs out that wait or run as jobs of Slurm."""
+    folders = {name: Path(config.run_dir).resolve() for name, config in todo.items()}
+    submitted = [path for path in folders.values() if any(path.glob("submit/*/submission.json"))]
+    if not submitted:
+        return
+    try:
+        busy = {job.run_dir for job in jobs.active(jobs.look(submitted))}
+    except SlurmError as error:
+        log.warning("%d runs were submitted to Slurm, which cannot be asked: %s", len(submitted),
+                    error)  # fmt: skip
+        return
+    for name, path in folders.items():
+        if str(path) in busy:
+            log.warning("%s waits or runs as a job of Slurm and is left to it", name)
+            del todo[name]
 
 
 def _run(
@@ -110,6 +124,9 @@ class _Progress:
             log.info("%s: started, log in %s", name, Path(self.todo[name].run_dir) / LOG_FILE)
             return
         self.ended.append(name)
+        if code not in (0, EXIT_INTERRUPTED):
+            with (Path(self.todo[name].run_dir) / LOG_FILE).open("a", encoding="utf-8") as stream:
+                stream.write(f"{ENDED}{code}\n")
         words = {0: "done", EXIT_INTERRUPTED: "stopped"}.get(code, f"FAILED with code {code}")
         log.info("%s: %s; %d of %d%s", name, words, len(self.ended), len(self.todo), self._left())
 

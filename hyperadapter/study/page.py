@@ -14,6 +14,7 @@ from hyperadapter.core.files import write_text
 from hyperadapter.core.schema import fingerprint
 from hyperadapter.study.figures import FigureFile, colours_of
 from hyperadapter.study.results import SAMPLES_PER_CURVE, Group, Results, Row
+from hyperadapter.study.seeds import has_seeds, over_seeds
 
 __all__ = ["best_table", "summary_of", "write_page"]
 
@@ -57,6 +58,7 @@ def write_page(
             )
             if lines
         ],
+        seeds=_seeds_table(results) if has_seeds(results) else [],
         figures=[(figure.caption, _data_uri(figure.path)) for figure in figures],
         failures=[row for row in results.rows if row.why],
         diverged=[row for row in results.rows if row.diverged],
@@ -109,6 +111,23 @@ def best_table(results: Results, measure: Literal["loss", "score"]) -> list[list
         ]
         for row in results.best(measure)
     ]
+
+
+def _seeds_table(results: Results) -> list[list[str]]:
+    """Returns the means over seeds as lines of cells, the first one the heading."""
+    rows = over_seeds(results)
+    axes = list(dict.fromkeys(key for row in rows for key in row if key.startswith("axis.")))
+    heading = [axis.removeprefix("axis.") for axis in axes]
+    heading += ["runs", "done", "diverged", "parameters", "loss", "±", "score", "±"]
+    lines = [heading]
+    for row in rows:
+        counts = [str(row[name]) for name in ("runs", "done", "diverged")]
+        means = [_number(row[f"loss_{part}"], 4) for part in ("mean", "std")]
+        means += [_number(row[f"score_{part}"], 2) for part in ("mean", "std")]
+        lines.append(
+            [*(_plain(row.get(axis)) for axis in axes), *counts, _count(row["params"]), *means]
+        )
+    return lines
 
 
 def _facts(results: Results, command: str) -> list[tuple[str, str]]:
@@ -208,7 +227,9 @@ def _count(value: float | None) -> str:
     """Writes a count with a unit, such as 12.3 M; operations as a power of ten."""
     if value is None:
         return ""
-    for limit, unit in ((1e15, ""), (1e9, " G"), (1e6, " M"), (1e4, " k")):
-        if value >= limit:
-            return f"{value / limit:.3g}{unit}" if unit and value < 1e15 else f"{value:.3g}"
+    if value >= 1e12:
+        return f"{value:.3g}"
+    for unit, size in ((" G", 1e9), (" M", 1e6), (" k", 1e3)):
+        if value >= max(size, 1e4):
+            return f"{value / size:.3g}{unit}"
     return f"{value:,.0f}"

@@ -34,6 +34,10 @@ class Point(StrictModel):
     fingerprint: str = Field(description="Of what is trained")
     parameters: int = Field(description="Of the model")
     adapter_parameters: int = Field(description="Of the adapters, or of what generates them")
+    miss: float = Field(
+        default=0.0,
+        description="Of a matched size: how far it is off, as a share of what was aimed at",
+    )
     steps: int = Field(description="Optimizer steps")
     tokens: int = Field(description="Target tokens of all steps, padding included")
     flops: float = Field(description="Operations of training")
@@ -77,6 +81,13 @@ def point_config(folder: Path, point: Point) -> RunConfig:
     """Reads the resolved configuration of a point.
 
     Raises:
-        ConfigError: It is missing or damaged.
+        ConfigError: It is missing or damaged, or its run folder is not in the study folder.
     """
-    return load_config(RunConfig, folder / "points" / f"{point.name}.yaml")
+    config = load_config(RunConfig, folder / "points" / f"{point.name}.yaml")
+    wanted = folder / "runs" / point.name
+    if Path(config.run_dir).resolve() != wanted.resolve():
+        raise ConfigError(
+            f"the run folder of {point.name} is {config.run_dir}, which from here is not {wanted}; "
+            "give the command where the study was planned, or plan it again with this folder"
+        )
+    return config

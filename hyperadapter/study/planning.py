@@ -7,7 +7,7 @@ what was trained is never replaced.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -15,6 +15,7 @@ from uuid import uuid4
 from hyperadapter.checkpoint.layout import complete_checkpoints
 from hyperadapter.config import RunConfig
 from hyperadapter.core.errors import ConfigError
+from hyperadapter.core.events import EVENTS_FILE, SendState
 from hyperadapter.core.files import write_text
 from hyperadapter.core.schema import load_config, to_yaml
 from hyperadapter.describe import Table
@@ -27,6 +28,9 @@ from hyperadapter.training.preflight import experiment_fingerprint, identity
 __all__ = ["Planned", "plan_report", "plan_study", "plan_tables", "write_plan"]
 
 log = logging.getLogger(__name__)
+
+_MISS = 0.02
+"""From here on it is said that a matched size is off."""
 
 
 class Planned(NamedTuple):
@@ -46,7 +50,10 @@ class Planned(NamedTuple):
 
 
 def plan_study(
-    study: StudyConfig, gpu: str | None = None, utilisation: float | None = None
+    study: StudyConfig,
+    gpu: str | None = None,
+    utilisation: float | None = None,
+    drop: bool = False,
 ) -> Planned:
     """Resolves and counts all runs of a study; nothing is written.
 
@@ -54,14 +61,16 @@ def plan_study(
         study: The study.
         gpu: A type of GPU, for hours and whether runs fit.
         utilisation: Share of its peak that is reached; by default the forecast's.
+        drop: Whether points that have begun may leave the list.
 
     Raises:
-        ConfigError: A point is not valid, the folder is another study's, or what was trained there
-            is another experiment than what is planned now.
+        ConfigError: A point is not valid, the folder is another study's, what has begun there is
+            another experiment than what is planned now or would leave the list, or two points
+            would make different data in one folder.
     """
     folder = Path(study.folder)
     before = _plan_before(study, folder)
-    key = uuid4().hex if before is None else before.key
+    key = _key(folder) if before is None else before.key
     old = {} if before is None else {point.name: point for point in before.points}
     found = study_points(study, key, tuple(old))
     points, too_large = list[Point](), list[str]()
@@ -70,8 +79,8 @@ def plan_study(
         points.append(_planned_point(point, report))
         if gpu is not None and not report["gpu"]["fits"]:
             too_large.append(point.name)
-        if point.name not in old or old[point.name].fingerprint != points[-1].fingerprint:
-            _check_untrained(point.config, folder)
+        _check_begun(point.config, folder)
+    _check_data(found.points)
     first = found.points[0].config
     plan = Plan(
         study=study.name,
@@ -88,6 +97,20 @@ def plan_study(
     configs = {point.name: point.config for point in found.points}
     notes = [f"{count} points left out by {rule}" for rule, count in found.left_out.items()]
     gone = [name for name in old if name not in configs]
+    begun = [name for name in gone if _begun_config(folder / "runs" / name) is not None]
+    if begun and not drop:
+        raise ConfigError(
+            f"{len(begun)} points that have begun would leave the study {study.name}, such as "
+            f"{begun[0]}: a new axis, or another value, gives points other names. Say --drop if "
+            "that is meant (their folders stay), or give the changed study another folder and name"
+        )
+    off = [point for point in points if abs(point.miss) > _MISS]
+    if off:
+        worst = max(off, key=lambda point: abs(point.miss))
+        notes.append(
+            f"{len(off)} points are more than {_MISS:.0%} off what they are matched to, "
+            f"{worst.name} by {worst.miss:+.1%}: sizes are whole numbers; larger models come closer"
+        )
     if gone:
         notes.append(
             f"{len(gone)} points are in the study no more, such as {gone[0]}; their folders stay"
@@ -120,6 +143,7 @@ def _planned_point(point: StudyPoint, report: dict[str, Any]) -> Point:
         fingerprint=experiment_fingerprint(point.config),
         parameters=point.counts.parameters,
         adapter_parameters=point.counts.adapter_parameters,
+        miss=point.miss,
         steps=report["run"]["steps"],
         tokens=report["run"]["tgt_tokens"],
         flops=report["run"]["flops"],
@@ -129,24 +153,53 @@ def _planned_point(point: StudyPoint, report: dict[str, Any]) -> Point:
     )
 
 
-def _check_untrained(config: RunConfig, folder: Path) -> None:
-    """Checks that a run folder holds no checkpoint of another experiment."""
-    path = Path(config.run_dir) / "config.yaml"
-    if not path.exists() or not complete_checkpoints(Path(config.run_dir)):
+def _key(folder: Path) -> str:
+    """Returns the key of the study's MLflow run, which outlives a lost list."""
+    state = SendState.load(folder / "parent")
+    return uuid4().hex if state is None else state.key
+
+
+def _begun_config(run_dir: Path) -> Path | None:
+    """Returns the configuration with which a run has begun or was submitted; None if it was not."""
+    if (run_dir / EVENTS_FILE).exists() or complete_checkpoints(run_dir):
+        return run_dir / "config.yaml"
+    submitted = [p for p in run_dir.glob("submit/*/config.yaml") if p.parent.name.isdigit()]
+    return max(submitted, key=lambda path: int(path.parent.name), default=None)
+
+
+def _check_begun(config: RunConfig, folder: Path) -> None:
+    """Checks that a run has not begun as another experiment."""
+    path = _begun_config(Path(config.run_dir))
+    if path is None or not path.exists():
         return
-    trained, now = (dict(_leaves(identity(c))) for c in (load_config(RunConfig, path), config))
+    begun, now = (dict(_leaves(identity(c))) for c in (load_config(RunConfig, path), config))
     changed = [
-        f"{key}: {trained.get(key)!r} was trained, {now.get(key)!r} is planned"
-        for key in sorted(trained.keys() | now.keys())
-        if trained.get(key) != now.get(key)
+        f"{key}: {begun.get(key)!r} there, {now.get(key)!r} is planned"
+        for key in sorted(begun.keys() | now.keys())
+        if begun.get(key) != now.get(key)
     ]
     if changed:
         raise ConfigError(
-            f"point {config.name} has checkpoints of another experiment in {config.run_dir}:\n  "
+            f"point {config.name} has begun as another experiment in {config.run_dir}:\n  "
             + "\n  ".join(changed)
-            + f"\nrestore the values to go on in {folder}, or give the changed study another "
-            "folder and name (--set folder=... --set name=...)"
+            + f"\nrestore the values to go on in {folder}; or give the changed study another "
+            "folder and name (--set folder=... --set name=...); or cancel the run's job if it has "
+            f"one, and delete {config.run_dir}"
         )
+
+
+def _check_data(points: Sequence[StudyPoint]) -> None:
+    """Checks that no point would replace the data of another one."""
+    made: dict[str, tuple[str, str]] = {}
+    for point in points:
+        data = point.config.data
+        how = data.model_dump_json(exclude={"stream", "tags", "num_workers", "directions"})
+        first, before = made.setdefault(data.folder, (point.name, how))
+        if how != before:
+            raise ConfigError(
+                f"{first} and {point.name} would make different data in one folder, {data.folder}, "
+                "and replace each other's; give each option of that axis a data.folder of its own"
+            )
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_pipeline.config import UniMaxMixing
 from hyperadapter.config import RunConfig
 from hyperadapter.core.errors import ConfigError
 from hyperadapter.core.schema import flat_params, parse_config
@@ -33,12 +34,14 @@ class StudyPoint(NamedTuple):
         axes: Its value on each axis, and on keys of the run that only it sets.
         config: The run.
         counts: Of its model.
+        miss: How far its matched size is from what was aimed at, as a share of it.
     """
 
     name: str
     axes: Axes
     config: RunConfig
     counts: Counts
+    miss: float
 
 
 class StudyPoints(NamedTuple):
@@ -125,13 +128,16 @@ def _resolve(study: StudyConfig, sizes: Sizes, axes: Axes, parent: str) -> Study
         )
     except ConfigError as error:
         raise ConfigError(f"{place}: {error}") from error
+    if study.budget.measure and isinstance(unlimited.data.stream.mixing, UniMaxMixing):
+        settings["data.stream.mixing.steps"] = settings["training.max_steps"]
     settings |= {
         "name": name,
         "run_dir": str(Path(study.folder) / "runs" / name),
         "tracking.experiment": study.name,
         "tracking.parent": parent,
     }
-    return StudyPoint(name, axes, parse_config(RunConfig, lay(tree, settings), place), counts)
+    config = parse_config(RunConfig, lay(tree, settings), place)
+    return StudyPoint(name, axes, config, counts, sizes.misses.get(name, 0.0))
 
 
 def _first_failed(requirements: list[Requirement], point: StudyPoint) -> Requirement | None:

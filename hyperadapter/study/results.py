@@ -20,7 +20,7 @@ from statistics import fmean
 from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
-from hyperadapter.core.errors import LanguageError, TrackingError
+from hyperadapter.core.errors import LanguageError, TrackingError, nearest
 from hyperadapter.core.files import atomic_open
 from hyperadapter.core.languages import parse_direction
 from hyperadapter.study.config import SEED, Value
@@ -125,7 +125,7 @@ class Results:
         rows: One of each point, in the plan's order.
         curves: By metric and point.
         differs: Parameters with more than one value: how many runs have each value.
-        strangers: Names of runs of the study that are no point of it any more.
+        strangers: Names of runs of the study that are no point of it, or trained something else.
         older: How many runs are left out because their point has a newer one.
         newest_ms: When the newest run began or ended, in ms since 1970.
     """
@@ -193,8 +193,12 @@ def read_results(plan: Plan, uri: str) -> Results:
         )
     points = {point.name: point for point in plan.points}
     newest = {run.name: run for run in runs}  # the oldest come first
-    matched = {name: newest[name] for name in points if name in newest}
-    strangers = sorted(name for name in newest if name not in points)
+    matched = {
+        name: newest[name]
+        for name, point in points.items()
+        if name in newest and newest[name].tags.get("fingerprint", "") in ("", point.fingerprint)
+    }
+    strangers = sorted(newest.keys() - matched.keys())
     names = {run.run_id: name for name, run in matched.items()}
     curves = {
         metric: {
@@ -203,16 +207,38 @@ def read_results(plan: Plan, uri: str) -> Results:
         }
         for metric in dict.fromkeys((report.loss, TRAIN_LOSS))
     }
+    rows = tuple(_row(plan, point, matched.get(name), uri) for name, point in points.items())
+    _check_metrics(plan, rows, matched)
     return Results(
         plan=plan,
         place=redact(uri),
-        rows=tuple(_row(plan, point, matched.get(name), uri) for name, point in points.items()),
+        rows=rows,
         curves=curves,
         differs=_differences(list(matched.values())),
         strangers=tuple(strangers),
         older=len(runs) - len(newest),
         newest_ms=max(run.end_ms or run.start_ms for run in runs),
     )
+
+
+def _check_metrics(plan: Plan, rows: Sequence[Row], runs: Mapping[str, StoredRun]) -> None:
+    """Checks that the metrics of the report exist, as soon as there is a run that would have them.
+
+    Raises:
+        TrackingError: One does not; the message names those that there are.
+    """
+    done = [row for row in rows if row.state == "DONE"]
+    wanted = {"report.loss": plan.report.loss}
+    wanted |= {"report.score": plan.report.score} if plan.evaluate else {}
+    for (key, metric), measure in zip(wanted.items(), ("loss", "score"), strict=False):
+        if done and all(getattr(row, measure) is None for row in done):
+            names = sorted(runs[done[0].point.name].metrics)
+            shown = ", ".join(name for name in names if "/macro/" in name) or ", ".join(names[:20])
+            raise TrackingError(
+                f"no run of the study {plan.study!r} has the metric {metric!r} of {key}"
+                f"{nearest(metric, names)}; there are {shown}. Plan the study again with one of "
+                f"them (--set {key}=...)"
+            )
 
 
 def _row(plan: Plan, point: Point, run: StoredRun | None, uri: str) -> Row:
@@ -222,7 +248,9 @@ def _row(plan: Plan, point: Point, run: StoredRun | None, uri: str) -> Row:
     step = max(run.steps.values(), default=0)
     share = min(1.0, step / point.steps)
     loss, score = (_macro(metrics, metric) for metric in (report.loss, report.score))
-    scored = not plan.evaluate or score is not None
+    scored = not plan.evaluate or any(
+        key.startswith("test/") and when >= point.steps for key, when in run.steps.items()
+    )
     state, why = _state(run, step >= point.steps, scored)
     macro = {
         key: value

@@ -41,6 +41,8 @@ class Sizes:
         self._study = study
         self._trees: dict[str, Tree] = {}
         self._vocabularies: dict[str, Vocabulary] = {}
+        self.misses: dict[str, float] = {}
+        """By point, how far what was matched is from what was aimed at, as a share of it."""
 
     def tree(self, axes: Axes, chain: tuple[str, ...] = ()) -> Tree:
         """Returns the run of a point at its matched size, but for its length.
@@ -84,7 +86,7 @@ class Sizes:
         return tree
 
     def _solve(
-        self, config: RunConfig, other: RunConfig, rule: MatchConfig, name: str
+        self, config: RunConfig, other: RunConfig, rule: MatchConfig, place: str
     ) -> dict[str, int]:
         vocabulary = self.vocabulary(config)
         share = rule.times * (
@@ -97,8 +99,12 @@ class Sizes:
         def count(model: ModelConfig) -> int:
             return self._count(config.model_copy(update={"model": model}), rule)
 
-        family = Family.of(config.model, rule.vary, name)
-        return family.settings(nearest_size(family, count, share * self._count(other, rule)))
+        family = Family.of(config.model, rule.vary, place)
+        aim = share * self._count(other, rule)
+        size = nearest_size(family, count, aim)
+        miss = float(count(family.at(size)) / aim - 1)
+        self.misses[config.name] = max(miss, self.misses.get(config.name, 0.0), key=abs)
+        return family.settings(size)
 
     def _count(self, config: RunConfig, rule: MatchConfig) -> int:
         vocabulary = self.vocabulary(config)

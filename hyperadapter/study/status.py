@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -13,7 +14,22 @@ from hyperadapter.evaluation.evaluate import load_result
 from hyperadapter.study.plan import Plan, Point, point_config
 from hyperadapter.tracking import DEAD_AFTER_S, run_status
 
-__all__ = ["PointState", "State", "is_evaluated", "is_trained", "point_states"]
+__all__ = [
+    "ENDED",
+    "LOG_FILE",
+    "PointState",
+    "State",
+    "is_done",
+    "is_evaluated",
+    "is_trained",
+    "point_states",
+]
+
+LOG_FILE = "local.log"
+"""What a run of `study run` prints, in its run folder."""
+ENDED = "study run: ended with code "
+"""The line that follows where a run has failed."""
+
 
 _SUSPICIOUS_S = 90.0  # a run shows life twice a minute
 
@@ -52,9 +68,20 @@ def point_states(folder: Path, plan: Plan) -> list[PointState]:
 
 
 def is_trained(config: RunConfig) -> bool:
-    """Says whether a run has the checkpoint of its last step."""
-    found = complete_checkpoints(Path(config.run_dir))
-    return bool(found) and found[-1][0] >= config.training.max_steps
+    """Says whether a run has come to its last step, also if its checkpoints were deleted since."""
+    run_dir, last = Path(config.run_dir), config.training.max_steps
+    found = complete_checkpoints(run_dir)
+    if found and found[-1][0] >= last:
+        return True
+    if not (run_dir / EVENTS_FILE).exists():
+        return False
+    ended = newest_event(run_dir, "status").get("status") == "FINISHED"
+    return ended and newest_event(run_dir, "step").get("step", 0) >= last
+
+
+def is_done(config: RunConfig, plan: Plan) -> bool:
+    """Says whether nothing is left to be done for a run."""
+    return is_trained(config) and (not plan.evaluate or is_evaluated(config))
 
 
 def is_evaluated(config: RunConfig) -> bool:
@@ -68,13 +95,13 @@ def is_evaluated(config: RunConfig) -> bool:
 
 def _state(point: Point, config: RunConfig, plan: Plan) -> PointState:
     run_dir = Path(config.run_dir)
-    done = is_trained(config) and (not plan.evaluate or is_evaluated(config))
+    done = is_done(config, plan)
     if not (run_dir / EVENTS_FILE).exists():
-        return PointState(
-            point.name, "DONE" if done else "WAITING", None, point.steps, None, None, ""
-        )
+        why = "" if done else _ended_early(run_dir)
+        state: State = "DONE" if done else "FAILED" if why else "WAITING"
+        return PointState(point.name, state, None, point.steps, None, None, why)
     said = run_status(run_dir)
-    state, why = _judge(done, said.status, said.silent_s)
+    state, why = _judge(done, said.status, _silent_s(run_dir, said.silent_s))
     loss, score = (newest_metric(run_dir, m) for m in (plan.report.loss, plan.report.score))
     return PointState(
         name=point.name,
@@ -87,6 +114,22 @@ def _state(point: Point, config: RunConfig, plan: Plan) -> PointState:
     )
 
 
+def _ended_early(run_dir: Path) -> str:
+    """Returns why `study run` saw a run end before it had said anything; empty if it did not."""
+    path = run_dir / LOG_FILE
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    if not lines or not lines[-1].startswith(ENDED):
+        return ""
+    errors = [line for line in lines if "error" in line.lower()]
+    return (errors or lines)[-1]
+
+
+def _silent_s(run_dir: Path, silent_s: float) -> float:
+    """Returns the seconds without a sign of life, of which translated directions are one."""
+    times = [path.stat().st_mtime for path in run_dir.glob("evaluation/test/*")]
+    return min([silent_s, *(max(0.0, time.time() - then) for then in times)])
+
+
 def _judge(done: bool, status: str, silent_s: float) -> tuple[State, str]:
     """Returns the state, and why where the run itself could not say so.
 
@@ -94,11 +137,11 @@ def _judge(done: bool, status: str, silent_s: float) -> tuple[State, str]:
     """
     if done:
         return "DONE", ""
+    silence = f"no sign of life for {silent_s:.0f} s" if silent_s > _SUSPICIOUS_S else ""
+    if status == "FINISHED":  # training has said so, and evaluation says nothing until its end
+        if silent_s < DEAD_AFTER_S:
+            return "RUNNING", f"evaluating; {silence}" if silence else "evaluating"
+        return "STOPPED", "trained, not evaluated"
     if status == "RUNNING":
-        silence = f"no sign of life for {silent_s:.0f} s"
-        if silent_s >= DEAD_AFTER_S:
-            return "FAILED", silence
-        return "RUNNING", silence if silent_s > _SUSPICIOUS_S else ""
-    if status == "FAILED":
-        return "FAILED", ""
-    return "STOPPED", "trained, not evaluated" if status == "FINISHED" else ""
+        return ("FAILED" if silent_s >= DEAD_AFTER_S else "RUNNING"), silence
+    return ("FAILED" if status == "FAILED" else "STOPPED"), ""

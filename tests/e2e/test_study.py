@@ -31,7 +31,7 @@ def call(*arguments: str) -> str:
     return done.stdout
 
 
-def plan(corpus: Path, folder: Path, rates: list[float]) -> None:
+def plan(corpus: Path, folder: Path, rates: list[float], *options: str) -> None:
     tree = {
         "name": "rates",
         "folder": str(folder),
@@ -45,7 +45,7 @@ def plan(corpus: Path, folder: Path, rates: list[float]) -> None:
         "report": {"groups": {"MANY": 400, "FEW": 0}},
     }
     write_json(folder.parent / "study.yaml", tree)
-    call("plan", str(folder.parent / "study.yaml"))
+    call("plan", str(folder.parent / "study.yaml"), *options)
 
 
 def states(folder: Path) -> dict[Any, Any]:
@@ -76,7 +76,9 @@ def test_a_study_is_run_added_to_and_reported(
 
     events = folder / "runs" / found[GOOD]["name"] / EVENTS_FILE
     before = events.read_bytes()
-    plan(corpus, folder, [GOOD, ADDED])
+    with pytest.raises(AssertionError, match="would leave the study"):
+        plan(corpus, folder, [GOOD, ADDED])
+    plan(corpus, folder, [GOOD, ADDED], "--drop")
     done = hyperadapter("study", "run", str(folder), "--local", "2")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "1 of 2 runs are done" in done.stderr

@@ -83,7 +83,7 @@ def test_names_are_text_and_no_markup(html: str) -> None:
 
 def test_it_says_what_was_found(html: str) -> None:
     page = Page(html)
-    for text in ("2.5000", "21.25", "2.7500", "1.2e+03 G", "model.d_model", "64 (2), 128 (3)",
+    for text in ("2.5000", "21.25", "2.7500", "1.2e+12", "model.d_model", "64 (2), 128 (3)",
                  "http://***@mlflow.example", "2023-11-14 22:13:20 UTC", "1: old", "loss is nan",
                  "4 points, fingerprint "):  # fmt: skip
         assert text in page.text, text

@@ -13,9 +13,11 @@ from click.testing import CliRunner
 from hyperadapter.cli import cli
 from hyperadapter.config import RunConfig
 from hyperadapter.core.errors import ConfigError
+from hyperadapter.core.files import write_text
 from hyperadapter.core.schema import to_yaml
 from hyperadapter.forecast import forecast_run
 from hyperadapter.study.config import StudyConfig, load_study
+from hyperadapter.study.parent import open_parent
 from hyperadapter.study.plan import Plan, load_plan, point_config
 from hyperadapter.study.planning import plan_report, plan_study, plan_tables, write_plan
 from hyperadapter.training.preflight import experiment_fingerprint
@@ -110,10 +112,11 @@ def test_what_was_trained_is_not_replaced(make_study: MakeStudy) -> None:
         with pytest.raises(ConfigError) as error:
             plan_study(again)
         assert str(error.value) == (
-            "point rate-0.002_seed-1 has checkpoints of another experiment in "
-            f"{folder}/runs/rate-0.002_seed-1:\n  training.weight_decay: 0.1 was trained, 0.0 is "
-            f"planned\nrestore the values to go on in {folder}, or give the changed study another "
-            "folder and name (--set folder=... --set name=...)"
+            "point rate-0.002_seed-1 has begun as another experiment in "
+            f"{folder}/runs/rate-0.002_seed-1:\n  training.weight_decay: 0.1 there, 0.0 is "
+            f"planned\nrestore the values to go on in {folder}; or give the changed study another "
+            "folder and name (--set folder=... --set name=...); or cancel the run's job if it has "
+            f"one, and delete {folder}/runs/rate-0.002_seed-1"
         )
     faster = {"training": {"weight_decay": 0.1, "num_processes": 1, "zero_stage": 0}}
     again = planned(make_study(axes={"rate": RATE}, run=faster))
@@ -123,9 +126,12 @@ def test_what_was_trained_is_not_replaced(make_study: MakeStudy) -> None:
 def test_a_point_that_comes_back_is_looked_at(make_study: MakeStudy) -> None:
     study = make_study(axes={"rate": RATE})
     train(point_config(Path(study.folder), planned(study).points[0]))
-    planned(make_study(axes={"rate": {"key": RATE["key"], "values": [2e-3]}}))
+    fewer = make_study(axes={"rate": {"key": RATE["key"], "values": [2e-3]}})
+    with pytest.raises(ConfigError, match=r"1 points that have begun would leave .* Say --drop if"):
+        plan_study(fewer)
+    write_plan(plan_study(fewer, drop=True))
     changed = make_study(axes={"rate": RATE}, run={"training": {"clip_norm": 2.0}})
-    with pytest.raises(ConfigError, match=r"clip_norm: 1.0 was trained, 2.0 is planned"):
+    with pytest.raises(ConfigError, match=r"clip_norm: 1.0 there, 2.0 is planned"):
         plan_study(changed)
     assert len(planned(study).points) == 2
 
@@ -180,3 +186,69 @@ def test_the_command(repository: Path, tmp_path: Path) -> None:
     assert [point["name"] for point in report["points"]] == ["seed-1"]
     assert report["totals"]["gpu_hours"] > 0
     assert load_plan(tmp_path / "f").key == report["key"]
+
+
+@pytest.mark.parametrize("sign", ["events.jsonl", "submit/1/config.yaml"])
+def test_what_has_begun_or_waits_is_not_replaced_either(make_study: MakeStudy, sign: str) -> None:
+    study = make_study(axes={"rate": RATE})
+    folder = Path(study.folder)
+    config = point_config(folder, planned(study).points[0])
+    for name in (sign, "config.yaml"):
+        write_text(Path(config.run_dir) / name, to_yaml(config))
+    assert len(planned(study).points) == 2
+    changed = make_study(axes={"rate": RATE}, run={"training": {"clip_norm": 2.0}})
+    with pytest.raises(ConfigError, match=r"has begun as another experiment .*\n.*clip_norm: 1.0"):
+        plan_study(changed)
+
+
+def test_points_do_not_replace_each_others_data(make_study: MakeStudy, tmp_path: Path) -> None:
+    key = "data.shards.max_sentence_tokens"
+    with pytest.raises(ConfigError, match=r"len-32_seed-1 and len-48_seed-1 would make different"):
+        plan_study(make_study(axes={"len": {"key": key, "values": [32, 48]}}))
+    options = {
+        f"len{n}": {key: n, "data.folder": str(tmp_path / f"data{n}")} for n in (32, 48)
+    }  # fmt: skip
+    assert len(plan_study(make_study(axes={"len": {"options": options}})).plan.points) == 2
+
+
+def test_a_lost_list_keeps_the_key_of_the_mlflow_run(make_study: MakeStudy) -> None:
+    study = make_study(axes={"rate": RATE})
+    folder = Path(study.folder)
+    plan = planned(study)
+    open_parent(folder, plan.model_copy(update={"tracked": False})).finish()
+    (folder / "plan.json").unlink()
+    assert planned(study).key == plan.key
+
+
+def test_a_folder_is_used_from_where_it_was_planned(
+    make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    point = planned(make_study(folder="here")).points[0]
+    assert point_config(Path("here"), point).run_dir == f"here/runs/{point.name}"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=r"which from here is not .*; give the command where the"):
+        point_config(tmp_path / "here", point)
+
+
+def test_a_matched_size_that_is_off_is_said(make_study: MakeStudy, kinds: dict[str, Any]) -> None:
+    rule = {"where": {"kind": "hyper"}, "to": {"kind": "direction"}, "by": "adapter_params",
+            "vary": "hyper_dim"}  # fmt: skip
+    axes = {"kind": kinds}
+    result = plan_study(make_study(axes=axes, match=[rule | {"times": 0.05}]))
+    [point] = [p for p in result.plan.points if p.axes["kind"] == "hyper"]
+    [other] = [p for p in result.plan.points if p.axes["kind"] == "direction"]
+    aim = 0.05 * other.adapter_parameters
+    assert point.miss == pytest.approx(point.adapter_parameters / aim - 1)
+    said = [note for note in result.notes if "off what they are matched to" in note]
+    assert bool(said) == (abs(point.miss) > 0.02)
+
+
+def test_unimax_plans_over_the_steps_of_the_budget(make_study: MakeStudy) -> None:
+    mixing = {"kind": "unimax", "max_passes": 1.0, "steps": 7}
+    options = {"unimax": {"data.stream.mixing": mixing}}
+    budget = {"tokens": [70_000.0, 140_000.0], "warmup": 0.1, "decay": 0.5}
+    study = make_study(axes={"mixing": {"options": options}}, budget=budget)
+    for config in plan_study(study).configs.values():
+        assert config.data.stream.mixing.steps == config.training.max_steps  # type: ignore[union-attr]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -159,3 +160,37 @@ def test_a_database_that_is_not_there_is_not_made(tmp_path: Path) -> None:
 )
 def test_links_lead_to_servers_and_tell_no_password(uri: str, link: str) -> None:
     assert link_of(uri, "3", "ab") == link
+
+
+def test_a_run_of_another_experiment_is_no_point(tmp_path_factory: pytest.TempPathFactory) -> None:
+    from hyperadapter.tracking.store import import_mlflow
+
+    folder = made_study(tmp_path_factory.getbasetemp())
+    plan, uri = load_plan(folder), f"sqlite:///{folder}/runs/mlflow.db"
+    client = import_mlflow().MlflowClient(tracking_uri=uri)
+    run_id = row_of(read_results(plan, uri), "none-1-1").run_id
+    for fingerprint, state in (("ffffffffffff", "WAITING"), (plan.points[3].fingerprint, "DONE")):
+        client.set_tag(run_id, "fingerprint", fingerprint)
+        results = read_results(plan, uri)
+        assert row_of(results, "none-1-1").state == state
+        assert ("none-1-1" in results.strangers) == (state == "WAITING")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"score": "test/macro/blue"}, "'test/macro/blue' of report.score"),
+        ({"loss": "valid/makro/nll"}, "'valid/makro/nll' of report.loss (did you mean "),
+    ],
+)
+def test_a_metric_that_no_run_has_is_an_error(
+    changes: dict[str, str], said: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = made_study(tmp_path_factory.getbasetemp())
+    plan = load_plan(folder)
+    report = plan.report.model_copy(update=changes)
+    with pytest.raises(TrackingError, match=re.escape(said)) as error:
+        read_results(
+            plan.model_copy(update={"report": report}), f"sqlite:///{folder}/runs/mlflow.db"
+        )
+    assert "there are test/macro/macro_chrf_into_en" in str(error.value)

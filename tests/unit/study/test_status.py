@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from cluster.jobs import Job
+from cluster.slurm import SlurmError
 from hyperadapter.cli import cli
 from hyperadapter.core.errors import ConfigError
 from hyperadapter.core.events import EVENTS_FILE
+from hyperadapter.core.files import write_text
 from hyperadapter.study import local, status
 from hyperadapter.study.plan import load_plan, point_config
 from hyperadapter.tracking import TrackedRun, Tracker
@@ -49,28 +52,82 @@ def test_each_point_has_the_state_that_its_folder_tells(
     found = {s.name: s for s in status.point_states(tmp_path, load_plan(tmp_path))}
     assert {name: s.state for name, s in found.items()} == {
         "waits": "WAITING", "runs": "RUNNING", "quiet": "RUNNING", "dead": "FAILED",
-        "fails": "FAILED", "killed": "STOPPED", "trained": "STOPPED", "done": "DONE",
+        "fails": "FAILED", "killed": "STOPPED", "trained": "RUNNING", "done": "DONE",
     }  # fmt: skip
     assert (found["waits"].step, found["waits"].loss) == (None, None)
     assert (found["runs"].step, found["runs"].loss, found["runs"].score) == (40, 3.5, None)
     assert found["quiet"].why.startswith("no sign of life for 20")
     assert found["dead"].why.startswith("no sign of life for 70")
     assert found["fails"].why == "the loss is nan"
-    assert found["trained"].why == "trained, not evaluated"
+    assert found["trained"].why == "evaluating"
+    for path in (runs / "trained").iterdir():
+        os.utime(path, (time.time() - 700,) * 2)
+    [state] = [s for s in status.point_states(tmp_path, load_plan(tmp_path)) if s.name == "trained"]
+    assert (state.state, state.why) == ("STOPPED", "trained, not evaluated")
+    directions = runs / "trained" / "evaluation" / "test"
+    directions.mkdir(parents=True)
+    (directions / "en-de.hyp.txt").touch()
+    [state] = [s for s in status.point_states(tmp_path, load_plan(tmp_path)) if s.name == "trained"]
+    assert state.state == "RUNNING"
 
     plan = load_plan(tmp_path)
     unscored = plan.model_copy(update={"evaluate": False})
     assert {s.state for s in status.point_states(tmp_path, unscored)[-2:]} == {"DONE"}
     shown = CliRunner().invoke(cli, ["study", "status", str(tmp_path)]).output
-    assert "Study widths: 1 WAITING, 2 RUNNING, 2 FAILED, 2 STOPPED, 1 DONE" in shown
+    assert "Study widths: 1 WAITING, 3 RUNNING, 2 FAILED, 1 STOPPED, 1 DONE" in shown
     assert "the loss is nan" in shown
 
 
-def test_a_folder_without_events_waits(tmp_path: Path) -> None:
+def test_a_run_that_ended_before_it_could_say_why_has_failed(tmp_path: Path) -> None:
     write_study(tmp_path, ["a"])
-    (tmp_path / "runs" / "a").mkdir(parents=True)
-    [state] = status.point_states(tmp_path, load_plan(tmp_path))
-    assert state.state == "WAITING"
+    log = tmp_path / "runs" / "a" / status.LOG_FILE
+    for text, state, why in (
+        ("", "WAITING", ""),
+        ("loading\nerror: no shards\nstudy run: ended with code 1\n", "FAILED", "error: no shards"),
+        ("error: no shards\nstudy run: ended with code 1\nloading again\n", "WAITING", ""),
+        ("study run: ended with code 137\n", "FAILED", "study run: ended with code 137"),
+    ):
+        write_text(log, text)
+        [found] = status.point_states(tmp_path, load_plan(tmp_path))
+        assert (found.state, found.why) == (state, why)
+
+
+def test_a_finished_run_is_trained_without_its_checkpoints(tmp_path: Path) -> None:
+    write_study(tmp_path, ["a"])
+    config = point_config(tmp_path, load_plan(tmp_path).points[0])
+    for step, word, trained in ((3299, "FINISHED", False), (3300, "KILLED", False),
+                                (3300, "FINISHED", True)):  # fmt: skip
+        tracker = Tracker(Path(config.run_dir), TrackedRun("x", enabled=False))
+        tracker.log_metrics({"train/nll": 3.0}, step)
+        tracker.finish(word)  # type: ignore[arg-type]
+        assert status.is_trained(config) is trained
+
+
+def test_runs_that_slurm_has_are_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_study(tmp_path, ["a", "b", "c"])
+    configs = {p.name: point_config(tmp_path, p) for p in load_plan(tmp_path).points}
+    for name in "ab":
+        write_text(tmp_path / "runs" / name / "submit" / "1" / "submission.json", "{}")
+    jobs = [
+        Job(str((tmp_path / "runs" / name).resolve()), "7", state, "", None, 0, "", None, "")
+        for name, state in {"a": "PENDING", "b": "FAILED"}.items()
+    ]
+    monkeypatch.setattr("cluster.jobs.look", lambda _: jobs)
+    todo = dict(configs)
+    local._leave_to_slurm(todo)
+    assert list(todo) == ["b", "c"]
+    assert "a waits or runs as a job of Slurm and is left to it" in caplog.text
+
+    def fail(_: object) -> None:
+        raise SlurmError("no squeue here")
+
+    monkeypatch.setattr("cluster.jobs.look", fail)
+    todo = dict(configs)
+    local._leave_to_slurm(todo)
+    assert list(todo) == ["a", "b", "c"]
+    assert "2 runs were submitted to Slurm, which cannot be asked: no squeue" in caplog.text
 
 
 def test_points_are_chosen_by_pattern(tmp_path: Path) -> None:

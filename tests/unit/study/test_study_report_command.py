@@ -16,7 +16,7 @@ from tests.unit.study.report_material import HOSTILE, made_study
 
 FILES = {
     "index.html", "points.csv", "fit.csv", "loss_curves.png", "sizes.png", "groups_loss.png",
-    "groups_score.png",
+    "groups_score.png", "configs.csv",
 }  # fmt: skip
 
 
