@@ -19,9 +19,12 @@ __all__ = [
     "CheckpointConfig",
     "EvaluationConfig",
     "HyperNetworkConfig",
+    "Metric",
     "ModelConfig",
     "Part",
+    "QualityConfig",
     "RecoveryConfig",
+    "ResourceGroupsConfig",
     "RunConfig",
     "ScheduleConfig",
     "TrackingConfig",
@@ -33,6 +36,8 @@ HyperInput = Literal["src", "tgt", "layer"]
 Part = Literal[
     "embedding", "encoder", "decoder", "adapters", "hyper_embeddings", "hyper_body", "hyper_heads"
 ]
+Metric = Literal["bleu", "chrf", "chrfpp", "ter", "spbleu"]
+_BASIC_METRICS: tuple[Metric, ...] = ("bleu", "chrf", "chrfpp")
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Scale = Annotated[float, Field(gt=0)]
 _ALL_INPUTS: tuple[HyperInput, ...] = ("src", "tgt", "layer")
@@ -398,6 +403,36 @@ def check_world_size(config: TrainingConfig, world_size: int) -> None:
         )
 
 
+class QualityConfig(StrictModel):
+    """When a translation counts as being in another language, and when as overlong."""
+
+    min_letters: int = Field(
+        default=15, ge=1, description="Shorter translations' language is not judged"
+    )
+    min_probability: float = Field(
+        default=0.5, ge=0, lt=1, description="Of the other language, among those of the run"
+    )
+    overlong_ratio: float = Field(
+        default=3.0, gt=1, description="Pieces over those of the source, above which it is overlong"
+    )
+
+
+class ResourceGroupsConfig(StrictModel):
+    """Least training pairs of the directions of each group; below them all is VERY LOW."""
+
+    high: int = Field(default=1_000_000, ge=1, description="HIGH")
+    medium: int = Field(default=100_000, ge=1, description="MED")
+    low: int = Field(default=10_000, ge=1, description="LOW")
+
+    @model_validator(mode="after")
+    def _descend(self) -> ResourceGroupsConfig:
+        if not self.high > self.medium > self.low:
+            raise ValueError(
+                f"high {self.high}, medium {self.medium} and low {self.low} must descend"
+            )
+        return self
+
+
 class EvaluationConfig(StrictModel):
     """Decoding and scoring of the test split."""
 
@@ -411,6 +446,25 @@ class EvaluationConfig(StrictModel):
     )
     batch_sentences: int = Field(default=64, ge=1, description="Sentences decoded together")
     max_sentences: int = Field(default=1000, ge=1, description="Test sentences per direction")
+    metrics: tuple[Metric, ...] = Field(
+        default=_BASIC_METRICS, description="What is computed; ter and spbleu may be added"
+    )
+    quality: QualityConfig = QualityConfig()
+    groups: ResourceGroupsConfig = ResourceGroupsConfig()
+
+    @field_validator("metrics")
+    @classmethod
+    def _basic_ones_and_more(cls, metrics: tuple[Metric, ...]) -> tuple[Metric, ...]:
+        missing = [name for name in _BASIC_METRICS if name not in metrics]
+        if missing:
+            more = [name for name in metrics if name not in _BASIC_METRICS]
+            raise ValueError(
+                f"{', '.join(missing)} cannot be left out: tables and studies read them; write "
+                f"[{', '.join((*_BASIC_METRICS, *more))}]"
+            )
+        if len(set(metrics)) < len(metrics):
+            raise ValueError(f"a metric is given twice: {', '.join(metrics)}")
+        return metrics
 
 
 class TrackingConfig(StrictModel):

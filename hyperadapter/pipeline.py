@@ -29,17 +29,20 @@ from hyperadapter.core.heap import keep_freed_memory
 
 if TYPE_CHECKING:
     from data_pipeline.config import DataConfig
-    from hyperadapter.evaluation.evaluate import EvaluationResult, HeldOutSplit
+    from hyperadapter.evaluation.results import EvaluationResult, HeldOutSplit
+    from hyperadapter.evaluation.test_sets import TestSet
+    from hyperadapter.tracking import Tracker
 
 __all__ = [
     "average",
     "checkpoints",
     "clean",
     "evaluate",
+    "evaluate_test_set",
     "fetch",
     "plan",
     "run",
-    "scores_table",
+    "scores_tables",
     "shard",
     "stats",
     "stats_tables",
@@ -208,29 +211,73 @@ def stats(config: RunConfig) -> dict[str, Any]:
 
 
 def evaluate(
-    config: RunConfig, split: HeldOutSplit, checkpoint: str = "newest"
+    config: RunConfig,
+    split: HeldOutSplit,
+    checkpoint: str = "newest",
+    directions: Sequence[str] = (),
 ) -> EvaluationResult:
-    """Translates and scores a split; scores and figures also go to MLflow."""
+    """Translates and scores a split; scores and figures also go to MLflow.
+
+    Averages and figures are of all directions of the configuration only.
+    """
+    from hyperadapter.evaluation.evaluate import covers_all
     from hyperadapter.evaluation.evaluate import evaluate as evaluate_run
-    from hyperadapter.evaluation.report import build_curve_figure, build_direction_figure
+    from hyperadapter.evaluation.report import build_curve_figure
+    from hyperadapter.evaluation.tables import flat_metrics
     from hyperadapter.evaluation.translate import choose_device
     from hyperadapter.training.trainer import open_tracker
 
     run_dir = Path(config.run_dir)
     device = choose_device(config.training.device)
     keep_freed_memory()
-    result = evaluate_run(run_dir, config, split, device=device, checkpoint=checkpoint)
+    result = evaluate_run(run_dir, config, split, directions, device, checkpoint)
     with open_tracker(config, owns_status=False) as tracker:
-        tracker.log_metrics(_flat_scores(result), result.step)
-        tracker.log_figure(build_direction_figure(result), f"directions_{split}")
+        if not covers_all(config, directions):
+            tracker.log_metrics(flat_metrics(result, whole=False), result.step)
+            return result
+        _log_evaluation(tracker, result, "evaluation")
         curves = {
             "training": read_metric(run_dir, "train/nll"),
             "validation, mean of directions": read_metric(run_dir, "valid/macro/nll"),
         }
         figure = build_curve_figure(curves, "negative log-likelihood (nats per token)", config.name)
         tracker.log_figure(figure, "loss")
-        tracker.log_artifact(run_dir / "evaluation" / split / "scores.json", "evaluation")
     return result
+
+
+def evaluate_test_set(
+    config: RunConfig, test_set: TestSet, checkpoint: str = "newest"
+) -> EvaluationResult:
+    """Translates and scores a test set that was brought along; scores also go to MLflow."""
+    from hyperadapter.evaluation.evaluate import evaluate_test_set as evaluate_run
+    from hyperadapter.evaluation.translate import choose_device
+    from hyperadapter.training.trainer import open_tracker
+
+    device = choose_device(config.training.device)
+    keep_freed_memory()
+    result = evaluate_run(Path(config.run_dir), config, test_set, device, checkpoint)
+    with open_tracker(config, owns_status=False) as tracker:
+        _log_evaluation(tracker, result, f"evaluation/{test_set.name}")
+    return result
+
+
+def _log_evaluation(tracker: Tracker, result: EvaluationResult, folder: str) -> None:
+    """Logs scores, rates and figures; `folder` is the place of scores.json in MLflow."""
+    from hyperadapter.evaluation.report import (
+        build_direction_figure,
+        build_matrix_figure,
+        score_matrix,
+    )
+    from hyperadapter.evaluation.results import SCORES_FILE, evaluation_folder
+    from hyperadapter.evaluation.tables import flat_metrics
+
+    split = result.split
+    tracker.log_metrics(flat_metrics(result), result.step)
+    tracker.log_figure(build_direction_figure(result), f"directions_{split}")
+    title = f"{split}, step {result.step}"
+    figure = build_matrix_figure(score_matrix(result), "chrF", title)
+    tracker.log_figure(figure, f"matrix_{split}")
+    tracker.log_artifact(evaluation_folder(tracker.run_dir, split) / SCORES_FILE, folder)
 
 
 def checkpoints(run_dir: Path) -> list[dict[str, Any]]:
@@ -278,18 +325,6 @@ def average(run_dir: Path, last: int | None, steps: Sequence[str], out: Path) ->
     paths = [layout.choose_weights(run_dir, step, config) for step in steps]
     average_weights(paths, out)
     return paths
-
-
-def _flat_scores(result: EvaluationResult) -> dict[str, float]:
-    metrics = {f"{result.split}/macro/{name}": value for name, value in result.macro.items()}
-    values: dict[str, list[float]] = {}
-    for item in result.directions:
-        for score in item.model.all():
-            metrics[f"{result.split}/{item.direction}/{score.metric}"] = score.value
-            values.setdefault(score.metric, []).append(score.value)
-    for metric, found in values.items():
-        metrics[f"{result.split}/macro/{metric}"] = sum(found) / len(found)
-    return metrics
 
 
 def run(config: RunConfig) -> tuple[EvaluationResult, dict[str, Any]]:
@@ -435,14 +470,24 @@ def _languages_table(result: dict[str, Any]) -> Table:
     return title + "p50/p90/p99", (*columns, "length"), rows
 
 
-def scores_table(result: EvaluationResult) -> Table:
-    """Returns the scores of every direction; the title carries the signatures."""
-    from hyperadapter.evaluation.evaluate import signature_lines, table_rows
+def scores_tables(result: EvaluationResult) -> Iterator[Table]:
+    """Yields scores and rates of every direction, and averages; titles carry the signatures."""
+    from hyperadapter.evaluation import tables
 
-    rows = table_rows(result)
-    title = f"Scores of the {result.split} split at step {result.step:,}\n"
-    title += "\n".join(signature_lines(result))
-    return title, tuple(rows[0]), [tuple(row.values()) for row in rows]
+    rows = tables.table_rows(result)
+    title = f"Scores of the {result.split} split at step {result.step:,}"
+    yield "\n".join([title, *tables.signature_lines(result)]), *_cells(rows)
+    if rows := tables.quality_rows(result):
+        yield "\n".join(["Rates, in %", *tables.quality_notes(result)]), *_cells(rows)
+    if rows := tables.group_rows(result):
+        title = "Means over groups of directions"
+        if any(group.mixed for group in result.groups.values()):
+            title += " (*: over different tokenizers; compare with the same directions only)"
+        yield title, *_cells(rows)
+
+
+def _cells(rows: Sequence[dict[str, Any]]) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
+    return tuple(rows[0]), [tuple(row.values()) for row in rows]
 
 
 def summary_table(summary: dict[str, Any]) -> Table:

@@ -16,7 +16,7 @@ from data_pipeline.config import LanguageIdConfig
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier
 
-__all__ = ["LanguageFilter", "label_of"]
+__all__ = ["LanguageFilter", "label_of", "load_identifier"]
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +41,8 @@ _SCRIPT_SUBTAG_LENGTH = 4
 
 
 @cache
-def _model() -> LanguageIdentifier:
-    """Loads the model: two seconds, once a process."""
+def load_identifier() -> LanguageIdentifier:
+    """Loads the model: a second or two, once a process."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier  # loads at the first text only
 
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
@@ -54,7 +54,9 @@ def label_of(language: str) -> str | None:
     base, *subtags = language.split("-")
     has_script = any(len(tag) == _SCRIPT_SUBTAG_LENGTH and tag.isalpha() for tag in subtags)
     label = _LABELS.get(base, base)
-    if (has_script and language not in _SCRIPTS_IN_THE_MODEL) or label not in _model().labels:
+    if (
+        has_script and language not in _SCRIPTS_IN_THE_MODEL
+    ) or label not in load_identifier().labels:
         log.info("language identification does not know %s; its texts are not judged", language)
         return None
     return _GROUP_OF.get(label, label)
@@ -79,11 +81,11 @@ class LanguageFilter:
         expected = label_of(self._language)
         if expected is None:
             return False
-        label, probability = _model().classify(text)
+        label, probability = load_identifier().classify(text)
         group = _GROUP_OF.get(label, label)
         if group in (expected, _NO_LANGUAGE):
             return False
         if probability < self._config.min_probability and group in _GROUP_OF:
-            ranks = _model().rank(text)
+            ranks = load_identifier().rank(text)
             probability = sum(p for other, p in ranks if _GROUP_OF.get(other) == group)
         return bool(probability >= self._config.min_probability)

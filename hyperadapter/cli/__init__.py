@@ -16,6 +16,7 @@ import click
 from hyperadapter.cli import (  # noqa: F401
     config,
     data,
+    evaluation,
     jobs,
     model,
     runs,

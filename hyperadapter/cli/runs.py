@@ -1,4 +1,4 @@
-"""Commands that train, evaluate and use a run."""
+"""Commands that train and use a run."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ from hyperadapter.core.heap import keep_freed_memory
 
 if TYPE_CHECKING:
     from hyperadapter.config import RunConfig
-    from hyperadapter.evaluation.evaluate import HeldOutSplit
 
-__all__ = ["checkpoint_group", "evaluate", "run", "train", "translate"]
+__all__ = ["checkpoint_group", "checkpoint_option", "run", "train", "translate"]
 
 
 @cli.command("train")
@@ -107,24 +106,6 @@ def checkpoint_average(run_dir: Path, last: int | None, steps: str | None, out: 
     click.echo(f"{out} is the mean of {', '.join(path.parent.name for path in paths)}", err=True)
 
 
-@cli.command("evaluate")
-@with_config
-@click.option(
-    "--split", type=click.Choice(["valid", "test"]), default="test", help="What to score."
-)
-@checkpoint_option
-@json_option
-def evaluate(config: RunConfig, split: HeldOutSplit, checkpoint: str, as_json: bool) -> None:
-    """Translates a split and scores every direction."""
-    from hyperadapter import pipeline
-
-    scores = pipeline.evaluate(config, split, checkpoint)
-    if as_json:
-        print_json(scores.model_dump(mode="json"))
-    else:
-        print_table(*pipeline.scores_table(scores))
-
-
 @cli.command("translate")
 @click.option(
     "--run",
@@ -185,7 +166,8 @@ def run(config: RunConfig, as_json: bool) -> None:
     if as_json:
         print_json(summary)
         return
-    print_table(*pipeline.scores_table(scores))
+    for table in pipeline.scores_tables(scores):
+        print_table(*table)
     print_table(*pipeline.summary_table(summary))
     for line in pipeline.where_to_look(config):
         click.echo(line)

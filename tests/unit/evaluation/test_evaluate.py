@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import shutil
@@ -10,20 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from data_pipeline.bitext import read_split
+from hyperadapter.cli import cli
 from hyperadapter.core.errors import CheckpointError, ConfigError, DataError
 from hyperadapter.core.files import write_text
+from hyperadapter.core.languages import Direction
 from hyperadapter.evaluation.evaluate import (
-    DirectionResult,
-    EvaluationResult,
+    SUBSET_FILE,
+    covers_all,
     evaluate,
+    evaluate_test_set,
     load_result,
-    macro_averages,
-    signature_lines,
-    table_rows,
 )
-from hyperadapter.evaluation.score import Score, Scores, score_corpus
+from hyperadapter.evaluation.score import score_corpus
+from hyperadapter.evaluation.test_sets import TestSet
 from hyperadapter.evaluation.translate import Translator
 
 MakeRun = Callable[..., Any]
@@ -78,15 +81,14 @@ def test_files_and_scores_of_every_direction(tiny_run: MakeRun, decoded: list[st
 
 def test_result_says_what_was_evaluated_and_how_fast(tiny_run: MakeRun) -> None:
     run = tiny_run(evaluation={"beam_size": 2, "batch_sentences": 5})
-    result = evaluate(run.run_dir, run.config, split="valid", directions=["de-en"])
+    result = evaluate(run.run_dir, run.config, split="valid")
     assert (result.split, result.step, result.pivot) == ("valid", 100, "en")
     assert result.settings == run.config.evaluation
     speed = result.speed
-    assert (speed.sentences, speed.batch_sentences, speed.beam_size) == (12, 5, 2)
-    assert speed.sentences_per_s == pytest.approx(12 / speed.seconds)
+    assert (speed.sentences, speed.batch_sentences, speed.beam_size) == (48, 5, 2)
+    assert speed.sentences_per_s == pytest.approx(48 / speed.seconds)
     assert (speed.device, speed.world_size) == ("cpu", 1)
     assert load_result(run.run_dir, "valid") == result
-    assert [item.direction for item in result.directions] == ["de-en"]
 
 
 def test_what_was_decoded_is_not_decoded_again(tiny_run: MakeRun, decoded: list[str]) -> None:
@@ -233,112 +235,228 @@ def test_a_damaged_result_is_said(tiny_run: MakeRun) -> None:
         load_result(run.run_dir)
 
 
-# ------------------------------------------------------------------------------------- averages
+def scores_file(run: Any, name: str = "scores.json") -> Path:
+    path: Path = run.run_dir / "evaluation" / "test" / name
+    return path
 
 
-def scores(value: float, tokenizer: str = "13a") -> Scores:
-    signatures = {"bleu": f"tok:{tokenizer}", "chrf": "nw:0", "chrfpp": "nw:2"}
-    return Scores(
-        **{
-            name: Score(metric=name, value=value + index, signature=signatures[name])  # type: ignore[arg-type]
-            for index, name in enumerate(signatures)
-        }
+def with_evaluation(config: Any, **changes: Any) -> Any:
+    settings = config.evaluation.model_copy(update=changes)
+    return config.model_copy(update={"evaluation": settings})
+
+
+# ------------------------------------------------------------------------------- some of directions
+
+
+def test_some_directions_leave_the_scores_of_all_as_they_are(
+    tiny_run: MakeRun, decoded: list[str]
+) -> None:
+    run = tiny_run()
+    whole = evaluate(run.run_dir, run.config)
+    before = scores_file(run).read_bytes()
+    decoded.clear()
+    part = evaluate(run.run_dir, run.config, directions=["fr-en", "en-de", "fr-en"])
+    assert scores_file(run).read_bytes() == before
+    assert decoded == []
+    assert [item.direction for item in part.directions] == ["fr-en", "en-de"]
+    assert set(part.directions) <= set(whole.directions)
+    assert json.loads(scores_file(run, SUBSET_FILE).read_text(encoding="utf-8"))["step"] == 100
+    everything = ["fr-en", "en-fr", "de-en", "en-de"]
+    assert evaluate(run.run_dir, run.config, directions=everything).directions == (
+        load_result(run.run_dir).directions
     )
 
 
-def direction_result(
-    direction: str, value: float, fresh: float | None = None, tokenizer: str = "13a"
-) -> DirectionResult:
-    return DirectionResult(
-        direction=direction,
-        sentences=10,
-        near_duplicates=5 if fresh is not None else 10,
-        decoding_s=1.0,
-        model=scores(value, tokenizer),
-        copy_source=scores(value / 2, tokenizer),
-        model_no_near_duplicates=None if fresh is None else scores(fresh, tokenizer),
-        copy_source_no_near_duplicates=None if fresh is None else scores(fresh / 2, tokenizer),
-    )
-
-
-RESULTS = (
-    direction_result("en-de", 10.0, 8.0),
-    direction_result("en-zh-Hans", 20.0, None, "zh"),
-    direction_result("de-en", 30.0, 28.0),
-    direction_result("zh-Hans-en", 50.0, 44.0),
-    direction_result("de-zh-Hans", 2.0, 1.0, "zh"),
-)
-
-
-def test_macro_averages_by_hand() -> None:
-    macro = macro_averages(RESULTS, "en")
-    assert len(macro) == 3 * 3 * 4
-    assert macro["macro_bleu_into_en"] == 40
-    assert macro["macro_chrf_into_en"] == 41
-    assert macro["macro_chrfpp_into_en"] == 42
-    assert macro["macro_chrf_into_en_copy"] == 21
-    assert macro["macro_chrf_into_en_no_near_duplicates"] == 37
-    assert macro["macro_chrf_into_en_copy_no_near_duplicates"] == 19
-    assert macro["macro_bleu_out_of_en"] == 15
-    # One of the two has nothing but near-duplicates.
-    assert macro["macro_bleu_out_of_en_no_near_duplicates"] == 8
-    assert macro["macro_bleu_without_en"] == 2
-
-
-def test_groups_without_directions_have_no_average() -> None:
-    macro = macro_averages([direction_result("en-de", 1.0)], "en")
-    assert set(macro) == {
-        f"macro_{metric}_out_of_en{copy}"
-        for metric in ("bleu", "chrf", "chrfpp")
-        for copy in ("", "_copy")
-    }
-
-
-def result_of(directions: tuple[DirectionResult, ...], run: Any) -> EvaluationResult:
-    measured = evaluate(run.run_dir, run.config, directions=["en-de"])
-    macro = macro_averages(directions, "en")
-    return measured.model_copy(update={"directions": directions, "macro": macro})
-
-
-def test_table_and_signatures(tiny_run: MakeRun) -> None:
-    result = result_of(RESULTS, tiny_run())
-    rows = table_rows(result)
-    assert rows[0] == {
-        "direction": "en-de",
-        "n": 10,
-        "BLEU": 10.0,
-        "BLEU copy": 5.0,
-        "chrF": 11.0,
-        "chrF copy": 6.0,
-        "new n": 5,
-        "new chrF": 9.0,
-        "new copy": 5.0,
-    }
-    assert rows[1]["new chrF"] is None
-    assert [row["direction"] for row in rows[5:]] == [
-        "mean out of en",
-        "mean into en",
-        "mean without en",
-    ]
-    assert (rows[6]["BLEU"], rows[6]["chrF copy"], rows[6]["new chrF"]) == (40.0, 21.0, 37.0)
-    assert all(list(row) == list(rows[0]) for row in rows)
-    *signatures, speed = signature_lines(result)
-    assert signatures == [
-        "BLEU: tok:13a for en-de, de-en, zh-Hans-en",
-        "chrF: nw:0",
-        "chrF++: nw:2",
-        "BLEU: tok:zh for en-zh-Hans, de-zh-Hans",
-    ]
-    assert speed.startswith("decoded ")
-    assert "sentences/s on 1 cpu process with" in speed
-    assert speed.endswith("beam 4, batches of 64 sentences")
-
-
-def test_the_score_file_is_plain_json_with_signatures(tiny_run: MakeRun) -> None:
+def test_some_directions_are_no_evaluation_of_the_run(tiny_run: MakeRun) -> None:
     run = tiny_run()
     evaluate(run.run_dir, run.config, directions=["en-de"])
-    path = run.run_dir / "evaluation" / "test" / "scores.json"
-    tree = json.loads(path.read_text(encoding="utf-8"))
-    score = tree["directions"][0]["model"]["bleu"]
-    assert score["signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:")
-    assert tree["macro"]["macro_bleu_out_of_en"] == score["value"]
+    with pytest.raises(DataError, match=r"scores\.json does not exist"):
+        load_result(run.run_dir)
+
+
+def test_all_directions_are_all_even_with_more(tiny_run: MakeRun) -> None:
+    config = tiny_run().config
+    everything = ["en-de", "de-en", "en-fr", "fr-en"]
+    assert covers_all(config, [])
+    assert covers_all(config, [*everything, "de-fr"])
+    assert not covers_all(config, everything[1:])
+    assert not covers_all(config, [*everything[1:], "de-fr"])
+
+
+# --------------------------------------------------------------------------------- more than scores
+
+
+def test_rates_groups_and_checksums_are_in_the_result(tiny_run: MakeRun) -> None:
+    run = tiny_run(evaluation={"quality": {"min_letters": 1}})
+    result = evaluate(run.run_dir, run.config)
+    assert load_result(run.run_dir) == result
+    item = result.directions[0]
+    assert item.quality is not None
+    assert item.quality_references is not None
+    assert item.quality_references.off_target is not None
+    assert item.quality_references.off_target.of == item.quality.copied.of == 12
+    assert item.quality_references.overlong.count > 0  # the tiny run allows half of the source
+    assert (item.train_pairs, item.zero_shot) == (None, False)
+    assert list(result.groups) == ["all", "into_en", "out_of_en"]
+    assert result.groups["into_en"].directions == ("de-en", "fr-en")
+    assert result.unknown_languages == ()
+    manifest = json.loads(scores_file(run, "en-de.json").read_text(encoding="utf-8"))
+    assert item.hyp_sha256 == manifest["hyp_sha256"]
+
+
+def test_more_metrics_do_not_decode_again(tiny_run: MakeRun, decoded: list[str]) -> None:
+    run = tiny_run()
+    first = evaluate(run.run_dir, run.config)
+    decoded.clear()
+    config = with_evaluation(run.config, metrics=("bleu", "chrf", "chrfpp", "ter"))
+    second = evaluate(run.run_dir, config)
+    assert decoded == []
+    assert second.directions[0].model.ter is not None
+    assert second.macro.keys() - first.macro.keys() >= {"macro_ter_into_en"}
+    assert second.groups["all"].scores["ter"] > 0
+
+
+def test_a_missing_model_of_a_metric_is_said_before_anything_is_decoded(
+    tiny_run: MakeRun, decoded: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sacrebleu.utils.SACREBLEU_DIR", str(tmp_path / "nowhere"))
+    run = tiny_run(evaluation={"metrics": ["bleu", "chrf", "chrfpp", "spbleu"]})
+    with pytest.raises(ConfigError, match=r"nowhere/models/flores200sacrebleuspm, which is not th"):
+        evaluate(run.run_dir, run.config)
+    assert decoded == []
+
+
+def test_metrics_that_others_read_cannot_be_left_out(tiny_config: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigError, match=r"bleu, chrfpp cannot .*\[bleu, chrf, chrfpp, ter\]"):
+        tiny_config(evaluation={"metrics": ["chrf", "ter"]})
+    with pytest.raises(ConfigError, match="a metric is given twice"):
+        tiny_config(evaluation={"metrics": ["bleu", "chrf", "chrfpp", "ter", "ter"]})
+
+
+# ------------------------------------------------------------------------------------ own test sets
+
+
+def own_set(direction: Direction, count: int = 3) -> TestSet:
+    src = [f"Open the new file {n}" for n in range(count)]
+    return TestSet("mine", direction, src, [text.upper() for text in src])
+
+
+def test_a_test_set_is_scored_whole_in_a_folder_of_its_own(
+    tiny_run: MakeRun, decoded: list[str]
+) -> None:
+    run = tiny_run(evaluation={"max_sentences": 2})
+    test_set = own_set(Direction("en", "de"))
+    result = evaluate_test_set(run.run_dir, run.config, test_set)
+    folder = run.run_dir / "evaluation" / "mine"
+    assert lines(folder / "en-de.src.txt") == test_set.src
+    hyp = lines(folder / "en-de.hyp.txt")
+    assert hyp == Translator.from_run(run.run_dir).translate(test_set.src, "en", "de")
+    [item] = result.directions
+    assert item.model == score_corpus(hyp, test_set.ref, "de")
+    assert (item.sentences, item.near_duplicates, item.model_no_near_duplicates) == (3, None, None)
+    assert not scores_file(run).exists()
+    assert load_result(run.run_dir, "mine") == result
+    decoded.clear()
+    assert evaluate_test_set(run.run_dir, run.config, test_set) == result
+    assert decoded == []
+
+
+def test_directions_of_a_test_set_come_together(
+    tiny_run: MakeRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tiny_run()
+    evaluate_test_set(run.run_dir, run.config, own_set(Direction("en", "de")))
+    second = evaluate_test_set(run.run_dir, run.config, own_set(Direction("de", "fr")))
+    assert [item.direction for item in second.directions] == ["en-de", "de-fr"]
+    assert [item.zero_shot for item in second.directions] == [False, True]
+    assert second.groups["zero_shot"].directions == ("de-fr",)
+    again = evaluate_test_set(run.run_dir, run.config, own_set(Direction("en", "de"), 4))
+    assert {item.direction: item.sentences for item in again.directions} == {"de-fr": 3, "en-de": 4}
+    run.save(step=200, seed=2)
+    assert not caplog.messages or "are replaced" not in caplog.text
+    with caplog.at_level(logging.WARNING):
+        newer = evaluate_test_set(run.run_dir, run.config, own_set(Direction("en", "fr")))
+    assert [item.direction for item in newer.directions] == ["en-fr"]
+    assert "the scores of de-fr, en-de in" in caplog.text
+    assert "are of other weights or settings and are replaced" in caplog.text
+
+
+def test_a_test_set_in_another_language_is_refused(tiny_run: MakeRun) -> None:
+    run = tiny_run()
+    with pytest.raises(ConfigError, match=r"en-is cannot be evaluated: 'is' is not among data\.la"):
+        evaluate_test_set(run.run_dir, run.config, own_set(Direction("en", "is")))
+
+
+# ----------------------------------------------------------------------------------------- command
+
+
+@pytest.fixture
+def command(tiny_run: MakeRun) -> Callable[..., Any]:
+    """Runs `hyperadapter evaluate` on a tiny run without MLflow."""
+    run = tiny_run()
+
+    def invoke(*arguments: str | Path) -> Any:
+        options = ["--config", run.run_dir / "config.yaml", "--set", "tracking.enabled=false"]
+        return CliRunner().invoke(cli, ["evaluate", *map(str, [*options, *arguments])])
+
+    return invoke
+
+
+def test_the_command_writes_tables_and_figures(command: Callable[..., Any], tmp_path: Path) -> None:
+    done = command("--csv", tmp_path / "x.csv")
+    assert done.exit_code == 0, done.output
+    for part in ("mean into en", "nrefs:1", "Rates, in %", "off-target", "Means over groups"):
+        assert part in done.stdout
+    plots = {path.name for path in (tmp_path / "run" / "plots").iterdir()}
+    assert plots == {"directions_test.png", "matrix_test.png", "loss.png"}
+    with (tmp_path / "x.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["direction"] for row in rows] == ["en-de", "de-en", "en-fr", "fr-en"]
+    assert rows[0]["copied_of"] == "12"
+    events = (tmp_path / "run" / "events.jsonl").read_text(encoding="utf-8")
+    assert '"test/en-de/copied"' in events
+    assert '"test/macro/bleu"' in events
+    assert '"test_group/all/chrf"' in events
+
+
+def test_the_command_scores_some_directions(command: Callable[..., Any], tmp_path: Path) -> None:
+    done = command("--directions", "en-de, fr-en", "--json")
+    assert done.exit_code == 0, done.output
+    tree = json.loads(done.stdout)
+    assert [item["direction"] for item in tree["directions"]] == ["en-de", "fr-en"]
+    events = (tmp_path / "run" / "events.jsonl").read_text(encoding="utf-8")
+    assert '"test/en-de/bleu"' in events
+    assert "test/macro" not in events
+    assert not (tmp_path / "run" / "evaluation" / "test" / "scores.json").exists()
+
+
+def test_the_command_scores_a_test_set(command: Callable[..., Any], tmp_path: Path) -> None:
+    write_text(tmp_path / "own.tsv", "Open the file\tÖffne das Dokument\n")
+    done = command("--test-set", tmp_path / "own.tsv", "--direction", "en-de")
+    assert done.exit_code == 0, done.output
+    assert "Scores of the own split" in done.stdout
+    assert "new chrF" not in done.stdout
+    assert (tmp_path / "run" / "evaluation" / "own" / "scores.json").is_file()
+    events = (tmp_path / "run" / "events.jsonl").read_text(encoding="utf-8")
+    assert '"test_set/own/en-de/bleu"' in events
+    assert '"test/' not in events
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--test-set", "x.tsv"], "--direction is missing"),
+        (["--direction", "en-de"], "--test-set is missing"),
+        (["--name", "x"], "--test-set is missing"),
+        (
+            ["--test-set", "x.tsv", "--direction", "en-de", "--split", "test"],
+            "--split and --directions are not for a --test-set",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together(
+    command: Callable[..., Any], arguments: list[str], message: str
+) -> None:
+    done = command(*arguments)
+    assert done.exit_code == 2
+    assert message in done.output

@@ -9,9 +9,15 @@ import pytest
 from matplotlib.figure import Figure
 
 from hyperadapter.config import EvaluationConfig
-from hyperadapter.evaluation.evaluate import DecodingSpeed, DirectionResult, EvaluationResult
-from hyperadapter.evaluation.report import build_curve_figure, build_direction_figure
-from hyperadapter.evaluation.score import METRICS, Metric, Scores, score_corpus
+from hyperadapter.core.languages import known_languages
+from hyperadapter.evaluation.report import (
+    build_curve_figure,
+    build_direction_figure,
+    build_matrix_figure,
+    score_matrix,
+)
+from hyperadapter.evaluation.results import DecodingSpeed, DirectionResult, EvaluationResult
+from hyperadapter.evaluation.score import BASIC_METRICS, Metric, Scores, score_corpus
 
 REFERENCE = ["the file was not found", "open the menu"]
 BETTER, WORSE = ["the file was not seen", "open the menu"], ["a thing", "open it"]
@@ -62,7 +68,7 @@ def drawn(figure: Figure) -> bytes:
     return stream.getvalue()
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", BASIC_METRICS)
 def test_bars_of_model_and_copy(result: EvaluationResult, metric: Metric) -> None:
     figure = build_direction_figure(result, metric)
     [axes] = figure.axes
@@ -113,3 +119,49 @@ def test_curves() -> None:
 
 def test_no_curves_is_an_empty_figure() -> None:
     assert drawn(build_curve_figure({}, "loss", "run")).startswith(b"\x89PNG")
+
+
+def test_a_matrix_has_a_row_for_each_source_and_a_column_for_each_target() -> None:
+    values = {"en-de": 30.0, "de-en": 40.0, "zh-Hans-en": 5.0}
+    figure = build_matrix_figure(values, "chrF", "title")
+    axes, bar = figure.axes
+    rows, columns = (
+        [label.get_text() for label in labels]
+        for labels in (axes.get_yticklabels(), axes.get_xticklabels())
+    )
+    assert (rows, columns) == (["en", "de", "zh-Hans"], ["en", "de"])
+    table = axes.get_images()[0].get_array().filled(math.nan)
+    found = {
+        f"{src}-{tgt}": table[i, j]
+        for i, src in enumerate(rows)
+        for j, tgt in enumerate(columns)
+        if not math.isnan(table[i, j])
+    }
+    assert found == values
+    assert sorted(text.get_text() for text in axes.texts) == ["30.0", "40.0", "5.0"]
+    assert (axes.get_title(), bar.get_ylabel()) == ("title", "chrF")
+    assert drawn(figure).startswith(b"\x89PNG")
+
+
+def test_differences_part_at_zero_and_have_stars() -> None:
+    figure = build_matrix_figure(
+        {"en-de": 1.0, "de-en": -4.0}, "BLEU", "x", marked=["de-en"], diverging=True
+    )
+    image = figure.axes[0].get_images()[0]
+    assert image.get_clim() == (-4.0, 4.0)
+    assert sorted(text.get_text() for text in figure.axes[0].texts) == ["+1.0", "-4.0*"]
+    # No difference at all can be drawn too.
+    assert drawn(build_matrix_figure({"en-de": 0.0}, "x", "x", diverging=True))
+
+
+def test_a_matrix_of_many_languages_has_colours_only() -> None:
+    codes = known_languages()[:60]
+    figure = build_matrix_figure({f"en-{code}": 1.0 for code in codes if code != "en"}, "x", "x")
+    assert not figure.axes[0].texts
+    assert figure.get_figwidth() > 20
+    assert figure.get_figheight() < 6
+
+
+def test_the_matrix_of_a_result(result: EvaluationResult) -> None:
+    expected = {item.direction: item.model.bleu.value for item in result.directions}
+    assert score_matrix(result, "bleu") == expected

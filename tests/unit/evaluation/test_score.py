@@ -10,9 +10,20 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from hyperadapter.core.errors import DataError
+from hyperadapter.core.errors import ConfigError, DataError
 from hyperadapter.core.languages import known_languages
-from hyperadapter.evaluation.score import METRICS, Score, Scores, bleu_tokenizer, score_corpus
+from hyperadapter.evaluation import score as score_module
+from hyperadapter.evaluation.score import (
+    BASIC_METRICS,
+    METRICS,
+    Metric,
+    Score,
+    Scores,
+    bleu_tokenizer,
+    require_models,
+    score_corpus,
+    sentence_statistics,
+)
 
 REFERENCES = {
     "de": [
@@ -36,7 +47,7 @@ def test_figures_and_signatures_equal_the_command_line(
 ) -> None:
     for name, lines in (("ref", REFERENCES[tgt]), ("hyp", HYPOTHESES[tgt])):
         (tmp_path / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    scores = score_corpus(HYPOTHESES[tgt], REFERENCES[tgt], tgt)
+    scores = score_corpus(HYPOTHESES[tgt], REFERENCES[tgt], tgt, (*BASIC_METRICS, "ter"))
     command = [sys.executable, "-m", "sacrebleu", "ref", "-i", "hyp", "-w", "9", "-f", "json"]
     runs = {
         ("bleu",): ["-m", "bleu", "--tokenize", tokenizer],
@@ -44,7 +55,7 @@ def test_figures_and_signatures_equal_the_command_line(
         ("chrfpp",): ["-m", "chrf", "--chrf-word-order", "2"],
     }
     if tgt == "de":
-        runs = {("bleu", "chrfpp"): ["-m", "bleu", "chrf", "--chrf-word-order", "2"]}
+        runs = {("bleu", "chrfpp", "ter"): ["-m", "bleu", "chrf", "ter", "--chrf-word-order", "2"]}
     for metrics, options in runs.items():
         done = subprocess.run(
             [*command, *options], cwd=tmp_path, capture_output=True, text=True, check=True
@@ -89,7 +100,7 @@ def test_a_perfect_translation_and_a_wrong_one() -> None:
     lines = REFERENCES["de"]
     assert score_corpus(lines, lines, "de").bleu.value == pytest.approx(100)
     worst = score_corpus(["", "", ""], lines, "de")
-    assert [worst.value(metric) for metric in METRICS] == [0.0, 0.0, 0.0]
+    assert [worst.value(metric) for metric in BASIC_METRICS] == [0.0, 0.0, 0.0]
 
 
 def test_chrf_and_chrfpp_differ_as_their_signatures_say() -> None:
@@ -116,3 +127,74 @@ def test_nothing_to_score() -> None:
         score_corpus([], [], "de")
     with pytest.raises(DataError, match=r"1 translations into de cannot .* 2 references: line n"):
         score_corpus(["a"], ["a", "b"], "de")
+
+
+# ------------------------------------------------------------------------------ what is asked for
+
+
+@pytest.fixture
+def flores200(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder as SACREBLEU names it, for this process and those that it starts; still empty."""
+    monkeypatch.setenv("SACREBLEU", str(tmp_path))
+    for module in (score_module.utils, score_module.tokenizer_spm):
+        monkeypatch.setattr(module, "SACREBLEU_DIR", str(tmp_path))
+    return tmp_path / "models" / "flores200sacrebleuspm"
+
+
+def test_spbleu_equals_the_command_line(tmp_path: Path, flores200: Path) -> None:
+    import sentencepiece
+
+    flores200.parent.mkdir()
+    with flores200.open("wb") as stream:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(REFERENCES["de"]), model_writer=stream, vocab_size=34,
+            minloglevel=2,
+        )  # fmt: skip
+    for name, lines in (("ref", REFERENCES["de"]), ("hyp", HYPOTHESES["de"])):
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    scores = score_corpus(HYPOTHESES["de"], REFERENCES["de"], "de", (*BASIC_METRICS, "spbleu"))
+    command = [sys.executable, "-m", "sacrebleu", "ref", "-i", "hyp", "-w", "9", "-f", "json"]
+    done = subprocess.run(
+        [*command, "--tokenize", "flores200"],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    report = json.loads(done.stdout)
+    assert scores.spbleu is not None
+    assert scores.spbleu.value == pytest.approx(report["score"], abs=1e-8)
+    assert scores.spbleu.signature == report["signature"]
+    assert "tok:flores200" in scores.spbleu.signature
+    assert scores.spbleu.value != scores.bleu.value
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_without_its_model_spbleu_says_which_file_belongs_where(
+    flores200: Path, empty: bool
+) -> None:
+    if empty:  # what an interrupted download leaves
+        flores200.parent.mkdir()
+        flores200.touch()
+    with pytest.raises(ConfigError) as error:
+        require_models(METRICS)
+    for part in (str(flores200), "nothing is downloaded", "--tokenize flores200", "SACREBLEU"):
+        assert part in str(error.value)
+    with pytest.raises(ConfigError, match="spbleu in evaluation"):
+        score_corpus(["a"], ["a"], "de", METRICS)
+    require_models((*BASIC_METRICS, "ter"))
+
+
+def test_a_metric_that_was_not_asked_for_is_missing_and_says_how_to_get_it() -> None:
+    scores = score_corpus(["a b"], ["a c"], "de")
+    assert [score.metric for score in scores.all()] == list(BASIC_METRICS)
+    with pytest.raises(DataError, match=r"TER was not computed; add ter to evaluation\.metrics"):
+        scores.value("ter")
+    assert score_corpus(["a b"], ["a c"], "de", (*BASIC_METRICS, "ter")).value("ter") == 50
+
+
+@pytest.mark.parametrize("metric", BASIC_METRICS)
+def test_statistics_of_sentences_carry_the_signature_of_the_score(metric: Metric) -> None:
+    statistics, signature = sentence_statistics(HYPOTHESES["ja"], REFERENCES["ja"], "ja", metric)
+    scores = score_corpus(HYPOTHESES["ja"], REFERENCES["ja"], "ja")
+    assert signature == scores.score(metric).signature
+    assert statistics.shape == (3, {"bleu": 10, "chrf": 18, "chrfpp": 24}[metric])
+    with pytest.raises(DataError, match="1 translations into de cannot"):
+        sentence_statistics(["a"], [], "de", metric)

@@ -31,7 +31,7 @@ class FakeModel:
 @pytest.fixture
 def _fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     label_of.cache_clear()
-    monkeypatch.setattr(language_id, "_model", FakeModel)
+    monkeypatch.setattr(language_id, "load_identifier", FakeModel)
     yield
     label_of.cache_clear()
 
