@@ -31,14 +31,14 @@ from hyperadapter.core.schema import StrictModel, parse_config, to_yaml
 from hyperadapter.model.seq2seq import Seq2Seq
 from hyperadapter.model.vocabulary import Vocabulary
 
-__all__ = ["ImportReport", "import_huggingface"]
+__all__ = ["REQUIRED", "SIZES", "ImportReport", "import_huggingface", "their_names"]
 
 _WEIGHTS, _INDEX, _REPORT = "model.safetensors", "model.safetensors.index.json", "import.json"
 _SHOWN = 5
 # Rows behind the last token: M2M100 has 8, NLLB 2; others pad to a multiple of up to 256.
 _MOST_SPARE_ROWS = 256
-# What our Transformer is, as their configuration says it; a key not given is as it should be.
-_REQUIRED: dict[str, Any] = {
+
+REQUIRED: dict[str, Any] = {
     "model_type": "m2m_100",
     "activation_function": "relu",
     "scale_embedding": True,
@@ -48,13 +48,15 @@ _REQUIRED: dict[str, Any] = {
     "eos_token_id": 2,
     "decoder_start_token_id": 2,
 }
-_SIZES = {
+"""What our Transformer is, as their configuration says it; a key not given is as it should be."""
+SIZES = {
     "d_model": "d_model",
     "ffn_dim": "encoder_ffn_dim",
     "num_heads": "encoder_attention_heads",
     "num_encoder_layers": "encoder_layers",
     "num_decoder_layers": "decoder_layers",
 }
+"""Their names of our sizes."""
 _IGNORED = ("attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop")
 _LAYER_PARTS = {
     "self_attention_norm": ("self_attn_layer_norm",),
@@ -167,7 +169,7 @@ def _model_config(settings: Mapping[str, Any], folder: Path) -> ModelConfig:
     path = folder / "config.json"
     if "model_type" not in settings:
         raise CheckpointError(f"{path} names no model_type; it must be 'm2m_100' (M2M100 and NLLB)")
-    wanted = _REQUIRED | {
+    wanted = REQUIRED | {
         "decoder_ffn_dim": settings.get("encoder_ffn_dim"),
         "decoder_attention_heads": settings.get("encoder_attention_heads"),
     }
@@ -179,10 +181,10 @@ def _model_config(settings: Mapping[str, Any], folder: Path) -> ModelConfig:
                 "encoder-decoder with ReLU and one shared, scaled embedding, as M2M100 and the "
                 "dense NLLB-200 models are"
             )
-    for key in _SIZES.values():
+    for key in SIZES.values():
         if key not in settings:
             raise CheckpointError(f"{path} lacks {key}; download it again")
-    tree = {ours: settings[theirs] for ours, theirs in _SIZES.items()}
+    tree = {ours: settings[theirs] for ours, theirs in SIZES.items()}
     tree |= {"dropout": settings.get("dropout", 0.1), "adapter": {"kind": "none"}}
     return parse_config(ModelConfig, tree, str(path))
 
@@ -281,7 +283,7 @@ def _convert(
     converted = {"embedding.weight": embedding}
     for name in shapes:
         if name not in converted:
-            converted[name] = torch.cat([tensors.take(part) for part in _their_names(name)])
+            converted[name] = torch.cat([tensors.take(part) for part in their_names(name)])
         if converted[name].shape != shapes[name]:
             raise CheckpointError(
                 f"the weights in {tensors.folder} give {name} the shape "
@@ -292,7 +294,7 @@ def _convert(
     return converted, spare_rows
 
 
-def _their_names(name: str) -> Iterator[str]:
+def their_names(name: str) -> Iterator[str]:
     """Yields the tensors that one of ours is made of, one below the other."""
     match = _OUR_NAME.match(name)
     assert match is not None, name

@@ -27,7 +27,7 @@ from hyperadapter.core.errors import CheckpointError, ConfigError, DataError, ne
 from hyperadapter.core.files import read_json
 from hyperadapter.core.languages import from_catalog_code, parse_language, script_of
 
-__all__ = ["SourceVocabulary", "read_vocabulary"]
+__all__ = ["LANGUAGE_CODES", "SourceVocabulary", "language_of_name", "read_vocabulary"]
 
 Family = Literal["m2m100", "nllb"]
 
@@ -42,7 +42,7 @@ _LANGUAGE_TOKEN = {
     "nllb": re.compile(r"^([a-z]{3}_[A-Z][a-z]{3})$"),
 }
 # The orders of M2M-100 (Fan et al. 2020) and of the WMT 2021 models (Tran et al. 2021).
-_LANGUAGE_CODES = {
+LANGUAGE_CODES = {
     "m2m100": (
         "af am ar ast az ba be bg bn br bs ca ceb cs cy da de el en es et fa ff fi fr fy ga gd gl "
         "gu ha he hi hr ht hu hy id ig ilo is it ja jv ka kk km kn ko lb lg ln lo lt lv mg mk ml "
@@ -159,12 +159,12 @@ def _m2m100_languages(folder: Path, first: int) -> dict[str, int]:
     """Returns the ids of the language tokens, which begin at `first`."""
     settings = folder / "tokenizer_config.json"
     name = read_json(settings).get("language_codes", "m2m100") if settings.is_file() else "m2m100"
-    if name not in _LANGUAGE_CODES:
+    if name not in LANGUAGE_CODES:
         raise CheckpointError(
             f"{settings} has language_codes {name!r}, whose languages are not known; it must be "
-            f"one of {', '.join(_LANGUAGE_CODES)}"
+            f"one of {', '.join(LANGUAGE_CODES)}"
         )
-    return {f"__{code}__": first + n for n, code in enumerate(_LANGUAGE_CODES[name].split())}
+    return {f"__{code}__": first + n for n, code in enumerate(LANGUAGE_CODES[name].split())}
 
 
 def _added(folder: Path) -> dict[str, int]:
@@ -252,7 +252,7 @@ def _match(
         if token in used:
             continue
         found = _LANGUAGE_TOKEN[family].match(token)
-        code = _language(found[1]) if found else None
+        code = language_of_name(found[1]) if found else None
         if code is not None and code not in languages:
             languages[code] = row
             continue
@@ -281,7 +281,7 @@ def _match(
     )
 
 
-def _language(name: str) -> str | None:
+def language_of_name(name: str) -> str | None:
     """Returns the BCP 47 code of a token's name; None if it has none here.
 
     Those who add languages to NLLB name them in its way, such as tyv_Cyrl for Tuvan.

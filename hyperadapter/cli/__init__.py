@@ -17,6 +17,7 @@ from hyperadapter.cli import (  # noqa: F401
     config,
     data,
     evaluation,
+    export,
     jobs,
     model,
     runs,

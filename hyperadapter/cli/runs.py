@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -113,7 +115,7 @@ def checkpoint_average(run_dir: Path, last: int | None, steps: str | None, out: 
     default="runs/quickstart",
     show_default=True,
     type=click.Path(path_type=Path),
-    help="A run folder with a checkpoint.",
+    help="A run folder with a checkpoint, or a bundle of `hyperadapter export`.",
 )
 @click.option("--src", required=True, metavar="CODE", help="Source language, e.g. de.")
 @click.option("--tgt", required=True, metavar="CODE", help="Target language, e.g. en.")
@@ -135,24 +137,37 @@ def translate(
     device: Literal["auto", "cpu", "cuda"],
 ) -> None:
     """Translates lines from stdin to stdout."""
-    from hyperadapter.checkpoint.layout import choose_weights
-    from hyperadapter.config import RunConfig
-    from hyperadapter.core.schema import load_config
-    from hyperadapter.evaluation.translate import Translator, choose_device
-
     keep_freed_memory()
-    overrides = () if beam_size is None else (f"evaluation.beam_size={beam_size}",)
-    config = load_config(RunConfig, run_dir / "config.yaml", overrides)
-    weights = choose_weights(run_dir, checkpoint, config.training.checkpoint)
-    translator = Translator.from_weights(weights, run_dir, config, choose_device(device))
+    translate_texts = _load_translator(run_dir, beam_size, checkpoint, device)
     try:
         texts = sys.stdin.buffer.read().decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"stdin is not UTF-8 at byte {error.start}; convert it first") from error
     if texts[-1] == "":  # what follows the last line's end
         texts.pop()
-    for line in translator.translate(texts, src, tgt):
+    for line in translate_texts(texts, src, tgt):
         click.echo(line)
+
+
+def _load_translator(
+    folder: Path, beam_size: int | None, checkpoint: str, device: Literal["auto", "cpu", "cuda"]
+) -> Callable[[Sequence[str], str, str], list[str]]:
+    """Loads a bundle, or a checkpoint of a run, and returns what translates."""
+    from hyperadapter.checkpoint.layout import choose_weights
+    from hyperadapter.config import RunConfig
+    from hyperadapter.core.schema import load_config
+    from hyperadapter.evaluation.translate import Translator, choose_device
+    from hyperadapter.serving.bundle import MODEL_FILE
+    from hyperadapter.serving.loader import load
+
+    if (folder / MODEL_FILE).exists():
+        if checkpoint != "newest":
+            raise click.UsageError(f"{folder} is a bundle, which has no checkpoints to choose from")
+        return partial(load(folder, device).translate, beam_size=beam_size)
+    overrides = () if beam_size is None else (f"evaluation.beam_size={beam_size}",)
+    config = load_config(RunConfig, folder / "config.yaml", overrides)
+    weights = choose_weights(folder, checkpoint, config.training.checkpoint)
+    return Translator.from_weights(weights, folder, config, choose_device(device)).translate
 
 
 @cli.command("run")

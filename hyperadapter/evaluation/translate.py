@@ -1,9 +1,14 @@
-"""Text to text: a trained run as a translator."""
+"""Text to text: a trained run as a translator.
+
+`TextTranslator` knows texts, batches and the search. Where a direction's tags and adapters come
+from is the matter of its subclasses: here a run's weights, in `hyperadapter.serving` a bundle.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -17,15 +22,16 @@ from data_pipeline.stream.batching import BatchLayout, build_prompts
 from data_pipeline.tokenizer import Tokenizer
 from hyperadapter.checkpoint.layout import choose_weights
 from hyperadapter.checkpoint.weights import LoadedModel, WeightsInfo, load_model
-from hyperadapter.config import RunConfig
+from hyperadapter.config import EvaluationConfig, RunConfig
 from hyperadapter.core.errors import CheckpointError, ConfigError, LanguageError, nearest
 from hyperadapter.core.languages import Direction
 from hyperadapter.core.schema import load_config
 from hyperadapter.evaluation.search import beam_search
 from hyperadapter.model.adapters import AdapterWeights
 from hyperadapter.model.batch import Batch
+from hyperadapter.model.seq2seq import Seq2Seq
 
-__all__ = ["Translator", "choose_device"]
+__all__ = ["DirectionState", "TextTranslator", "Translator", "choose_device"]
 
 log = logging.getLogger(__name__)
 
@@ -47,14 +53,119 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
     return torch.device("cuda" if cuda else "cpu")
 
 
-class _DirectionState(NamedTuple):
+class DirectionState(NamedTuple):
     """What one direction needs: its tags, and its adapters, made once."""
 
     layout: BatchLayout
     adapters: AdapterWeights | None
 
 
-class Translator:
+class TextTranslator(ABC):
+    """Translates texts; subclasses provide the tags and adapters of directions.
+
+    Args:
+        model: In evaluation mode.
+        tokenizer: The one that the model was trained with.
+        evaluation: How to search, unless a call says otherwise.
+        max_sentence_tokens: Longest training sentence, end mark included.
+    """
+
+    def __init__(
+        self,
+        model: Seq2Seq,
+        tokenizer: Tokenizer,
+        evaluation: EvaluationConfig,
+        max_sentence_tokens: int,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.evaluation = evaluation
+        self.max_sentence_tokens = max_sentence_tokens
+        self._states: dict[Direction, DirectionState] = {}
+
+    @abstractmethod
+    def prepare(self, direction: Direction) -> DirectionState:
+        """Makes what a direction needs; called once for each.
+
+        Raises:
+            LanguageError: The direction cannot be translated.
+        """
+
+    def translate(
+        self,
+        texts: Sequence[str],
+        src: str,
+        tgt: str,
+        evaluation: EvaluationConfig | None = None,
+    ) -> list[str]:
+        """Translates texts.
+
+        Args:
+            texts: One sentence each; an empty one gives an empty translation.
+            src: Language of the texts, as in data.languages.
+            tgt: Language to translate to.
+            evaluation: How to search, where it is not as usual.
+
+        Returns:
+            One translation for each text, in order, each on one line.
+
+        Raises:
+            LanguageError: A language is not among the run's, or the run cannot translate the
+                direction.
+        """
+        direction = Direction(src, tgt)
+        if direction not in self._states:
+            self._states[direction] = self.prepare(direction)
+        state, evaluation = self._states[direction], evaluation or self.evaluation
+        filled = [index for index, text in enumerate(texts) if text.strip()]
+        pieces = self.tokenizer.encode([texts[index] for index in filled])
+        self._warn_of_long(pieces)
+        translations = [""] * len(texts)
+        batches = _batches(pieces, evaluation.batch_sentences)
+        for rows in track(batches, len(batches), f"translating {direction}"):
+            outputs = self._search(state, [pieces[row] for row in rows], evaluation)
+            for row, text in zip(rows, self.tokenizer.decode(outputs), strict=True):
+                # Byte pieces can spell line breaks.
+                translations[filled[row]] = " ".join(text.split())
+        return translations
+
+    def _search(
+        self, state: DirectionState, pieces: Sequence[Pieces], evaluation: EvaluationConfig
+    ) -> list[tuple[int, ...]]:
+        prompts, _ = build_prompts(
+            state.layout, np.zeros(len(pieces), np.int64), Ragged.from_sequences(pieces)
+        )
+        batch = Batch.from_micro_batch(prompts, self._device)
+        found = beam_search(self.model, batch, state.adapters, evaluation)
+        return [hypothesis.ids for hypothesis in found]
+
+    @property
+    def _device(self) -> torch.device:
+        return self.model.embedding.weight.device
+
+    def _warn_of_long(self, pieces: Sequence[Pieces]) -> None:
+        limit = self.max_sentence_tokens
+        lengths = [len(sentence) + 1 for sentence in pieces]
+        count = sum(length > limit for length in lengths)
+        if count:
+            log.warning(
+                "%d of %d texts are longer than the %d tokens of the longest training sentence "
+                "(the longest has %d); they are translated whole, but expect poor translations: "
+                "split them into sentences",
+                *(count, len(pieces), limit, max(lengths)),
+            )
+
+
+def _batches(pieces: Sequence[Pieces], size: int) -> list[list[int]]:
+    """Returns the texts' numbers in batches of similar length.
+
+    The longest come first, so that too little memory shows at once.
+    """
+    order = sorted(range(len(pieces)), key=lambda row: len(pieces[row]), reverse=True)
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+class Translator(TextTranslator):
     """Translates between the languages of a run.
 
     Args:
@@ -74,11 +185,10 @@ class Translator:
                 f"is {tokenizer.fingerprint} of {tokenizer.vocab_size}; it was made anew since. "
                 "Set data.folder to the data the run was trained on"
             )
-        self.model = loaded.model
+        limit = config.data.shards.max_sentence_tokens
+        super().__init__(loaded.model, tokenizer, config.evaluation, limit)
         self.info: WeightsInfo = loaded.info
-        self.tokenizer = tokenizer
         self.config = config
-        self._states: dict[Direction, _DirectionState] = {}
 
     @classmethod
     def from_run(cls, run_dir: Path, device: torch.device | str = "cpu") -> Translator:
@@ -115,76 +225,25 @@ class Translator:
         tokenizer = Tokenizer.load(own if own.is_dir() else Path(config.data.folder) / "tokenizer")
         return cls(loaded, tokenizer, config)
 
-    def translate(self, texts: Sequence[str], src: str, tgt: str) -> list[str]:
-        """Translates texts.
-
-        Args:
-            texts: One sentence each; an empty one gives an empty translation.
-            src: Language of the texts, as in data.languages.
-            tgt: Language to translate to.
-
-        Returns:
-            One translation for each text, in order, each on one line.
+    @torch.inference_mode()
+    def prepare(self, direction: Direction) -> DirectionState:
+        """Makes the tags and adapters of one direction.
 
         Raises:
-            LanguageError: A language is not among the run's, or the run cannot translate the
-                direction.
+            LanguageError: A language is not among the run's, or it cannot translate the direction.
         """
-        state = self._state(src, tgt)
-        filled = [index for index, text in enumerate(texts) if text.strip()]
-        pieces = self.tokenizer.encode([texts[index] for index in filled])
-        self._warn_of_long(pieces)
-        translations = [""] * len(texts)
-        for rows, outputs in self._iter_batches(state, pieces, f"translating {src}-{tgt}"):
-            for row, text in zip(rows, self.tokenizer.decode(outputs), strict=True):
-                # Byte pieces can spell line breaks.
-                translations[filled[row]] = " ".join(text.split())
-        return translations
-
-    def _iter_batches(
-        self, state: _DirectionState, pieces: Sequence[Pieces], title: str
-    ) -> Iterator[tuple[list[int], list[tuple[int, ...]]]]:
-        """Yields the texts' numbers and their translations' pieces, batch by batch.
-
-        Batches hold texts of similar length, the longest first, so that too little memory shows
-        at once.
-        """
-        size = self.config.evaluation.batch_sentences
-        order = sorted(range(len(pieces)), key=lambda row: len(pieces[row]), reverse=True)
-        batches = [order[start : start + size] for start in range(0, len(order), size)]
-        for rows in track(batches, len(batches), title):
-            yield rows, self._search(state, [pieces[row] for row in rows])
-
-    def _search(self, state: _DirectionState, pieces: Sequence[Pieces]) -> list[tuple[int, ...]]:
-        prompts, _ = build_prompts(
-            state.layout, np.zeros(len(pieces), np.int64), Ragged.from_sequences(pieces)
+        self._check(direction)
+        vocabulary = self.info.vocabulary
+        only = self.config.data.model_copy(update={"directions": (str(direction),)})
+        layout = BatchLayout.from_config(only, vocabulary.num_pieces)
+        # A direction that was not trained has no number, and no kind of adapter asks for it.
+        known = direction in vocabulary.directions
+        number = vocabulary.directions.index(direction) if known else 0
+        keys = [layout.src_language_D, layout.tgt_language_D, np.array([number])]
+        adapters = self.model.adapter_weights(
+            *(torch.from_numpy(key).to(self._device) for key in keys)
         )
-        batch = Batch.from_micro_batch(prompts, self._device)
-        found = beam_search(self.model, batch, state.adapters, self.config.evaluation)
-        return [hypothesis.ids for hypothesis in found]
-
-    @property
-    def _device(self) -> torch.device:
-        return self.model.embedding.weight.device
-
-    def _warn_of_long(self, pieces: Sequence[Pieces]) -> None:
-        limit = self.config.data.shards.max_sentence_tokens
-        lengths = [len(sentence) + 1 for sentence in pieces]
-        count = sum(length > limit for length in lengths)
-        if count:
-            log.warning(
-                "%d of %d texts are longer than the %d tokens of the longest training sentence "
-                "(the longest has %d); they are translated whole, but expect poor translations: "
-                "split them into sentences",
-                *(count, len(pieces), limit, max(lengths)),
-            )
-
-    def _state(self, src: str, tgt: str) -> _DirectionState:
-        direction = Direction(src, tgt)
-        if direction not in self._states:
-            self._check(direction)
-            self._states[direction] = self._prepare(direction)
-        return self._states[direction]
+        return DirectionState(layout, adapters)
 
     def _check(self, direction: Direction) -> None:
         vocabulary = self.info.vocabulary
@@ -207,18 +266,3 @@ class Translator:
                 f"exist for trained directions only: {trained}"
             )
         log.warning("%s was not in the training data: this is zero-shot translation", direction)
-
-    @torch.inference_mode()
-    def _prepare(self, direction: Direction) -> _DirectionState:
-        """Makes the adapters of one direction."""
-        vocabulary = self.info.vocabulary
-        only = self.config.data.model_copy(update={"directions": (str(direction),)})
-        layout = BatchLayout.from_config(only, vocabulary.num_pieces)
-        # A direction that was not trained has no number, and no kind of adapter asks for it.
-        known = direction in vocabulary.directions
-        number = vocabulary.directions.index(direction) if known else 0
-        keys = [layout.src_language_D, layout.tgt_language_D, np.array([number])]
-        adapters = self.model.adapter_weights(
-            *(torch.from_numpy(key).to(self._device) for key in keys)
-        )
-        return _DirectionState(layout, adapters)

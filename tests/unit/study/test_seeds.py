@@ -19,9 +19,9 @@ from tests.unit.study.report_material import make_point, make_results
 def results_of(*losses: float) -> Results:
     """A configuration with one seed for each loss, and another one with a single seed."""
     rows = [
-        Row(make_point(f"a{n}", "hyper", 1, n), "DONE", run_id=f"a{n}", step=100, loss=loss, score=10.0 + n)
+        Row(make_point(f"a{n}", "hyper", 1, n), "DONE", step=100, loss=loss, score=10.0 + n)
         for n, loss in enumerate(losses)
-    ]  # fmt: skip
+    ]
     rows.append(
         Row(make_point("b", "none", 1, 0), "DONE", run_id="b", step=100, loss=2.5, score=9.0)
     )

@@ -1,0 +1,1 @@
+"""Trained models for those who only translate: bundles, their loader, and folded models."""

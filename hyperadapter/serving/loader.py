@@ -1,0 +1,249 @@
+"""A bundle or a run folder as an object that translates.
+
+    model = hyperadapter.load("bundles/en-de")
+    model.translate(["Good morning."], src="en", tgt="de")
+
+It needs torch, SentencePiece, safetensors and the configuration's pydantic, and nothing of what
+training needs: neither DeepSpeed nor MLflow, WebDataset or matplotlib.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from data_pipeline.stream.batching import BatchLayout
+from data_pipeline.tokenizer import Tokenizer
+from hyperadapter.checkpoint.layout import (
+    WEIGHTS_FILE,
+    OtherFormatError,
+    choose_weights,
+    complete_checkpoints,
+    read_manifest,
+)
+from hyperadapter.checkpoint.weights import load_weights
+from hyperadapter.config import EvaluationConfig, RunConfig
+from hyperadapter.core.errors import CheckpointError, ConfigError, DataError, LanguageError, nearest
+from hyperadapter.core.files import sha256_file
+from hyperadapter.core.languages import Direction
+from hyperadapter.core.schema import load_config, parse_config
+from hyperadapter.evaluation.translate import (
+    DirectionState,
+    TextTranslator,
+    Translator,
+    choose_device,
+)
+from hyperadapter.model.adapters import AdapterWeights, RawAdapters
+from hyperadapter.model.seq2seq import Seq2Seq
+from hyperadapter.model.vocabulary import Vocabulary
+from hyperadapter.serving.bundle import (
+    ADAPTER_PARTS,
+    MODEL_FILE,
+    TOKENIZER_FOLDER,
+    BundleConfig,
+    load_adapters,
+    read_bundle,
+)
+
+__all__ = ["BundleTranslator", "TranslationModel", "check_weights", "load"]
+
+log = logging.getLogger(__name__)
+
+_SHOWN = 20
+
+
+class TranslationModel:
+    """Translates the directions of a bundle or a run.
+
+    Attributes:
+        directions: What it was made for, such as `en-de`. A run may translate others, zero-shot.
+        languages: Those of the directions.
+    """
+
+    def __init__(
+        self, translator: TextTranslator, directions: Sequence[str], languages: Sequence[str]
+    ) -> None:
+        self._translator = translator
+        self.directions = tuple(directions)
+        self.languages = tuple(languages)
+
+    def translate(
+        self,
+        texts: Sequence[str],
+        src: str,
+        tgt: str,
+        beam_size: int | None = None,
+        batch_sentences: int | None = None,
+    ) -> list[str]:
+        """Translates sentences.
+
+        Args:
+            texts: One sentence each; an empty one gives an empty translation.
+            src: Language of the texts.
+            tgt: Language to translate to.
+            beam_size: Hypotheses kept, 1 is greedy; the bundle's or run's number if not given.
+            batch_sentences: Sentences decoded together; likewise.
+
+        Returns:
+            One translation for each text, in order, each on one line.
+
+        Raises:
+            ConfigError: `texts` is one text, or a size is below 1.
+            LanguageError: A language or the direction is not there; the message lists what is.
+        """
+        if isinstance(texts, str):
+            raise ConfigError("texts is one text; give a list of sentences, such as [text]")
+        return self._translator.translate(
+            texts, src, tgt, self._search_settings(beam_size, batch_sentences)
+        )
+
+    def _search_settings(
+        self, beam_size: int | None, batch_sentences: int | None
+    ) -> EvaluationConfig:
+        wanted = {"beam_size": beam_size, "batch_sentences": batch_sentences}
+        given = {name: value for name, value in wanted.items() if value is not None}
+        tree = self._translator.evaluation.model_dump(mode="json") | given
+        return parse_config(EvaluationConfig, tree, "translate")
+
+
+class BundleTranslator(TextTranslator):
+    """Translates the directions of a bundle.
+
+    Args:
+        folder: The bundle.
+        config: Its configuration, from `read_bundle`.
+        device: Where the model goes.
+
+    Raises:
+        CheckpointError: The weights or the tokenizer are not those of the configuration.
+    """
+
+    def __init__(
+        self, folder: Path, config: BundleConfig, device: torch.device | str = "cpu"
+    ) -> None:
+        tokenizer = _load_tokenizer(folder, config)
+        model = _load_main_network(folder, config).to(device)
+        super().__init__(model, tokenizer, config.decoding.evaluation, config.max_sentence_tokens)
+        self.config = config
+        self._stored = load_adapters(folder, config) if config.adapters else {}
+
+    def prepare(self, direction: Direction) -> DirectionState:
+        """Takes the adapters of one direction.
+
+        Raises:
+            LanguageError: The bundle does not have the direction.
+        """
+        self._check(direction)
+        only = self.config.data_config().model_copy(update={"directions": (str(direction),)})
+        layout = BatchLayout.from_config(only, self.config.num_pieces)
+        if not self._stored:
+            return DirectionState(layout, None)
+        numbers = torch.tensor(self.config.adapters[str(direction)])
+        down, down_bias, up, up_bias = (
+            self._stored[part][numbers][None].to(self._device) for part in ADAPTER_PARTS
+        )
+        raw = RawAdapters(down, down_bias, up, up_bias, None, None)
+        return DirectionState(layout, AdapterWeights(raw, self.config.model.adapted_layers))
+
+    def _check(self, direction: Direction) -> None:
+        languages = self.config.used_languages()
+        for code in direction:
+            if code not in languages:
+                raise LanguageError(
+                    f"this bundle has no language {code!r}{nearest(code, languages)}; its "
+                    f"languages are {', '.join(languages)}"
+                )
+        directions = self.config.directions
+        if str(direction) not in directions:
+            raise LanguageError(
+                f"this bundle does not translate {direction}{nearest(str(direction), directions)}; "
+                f"its directions are {_some(directions)}. Export the run with --directions for "
+                "others"
+            )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _load_tokenizer(folder: Path, config: BundleConfig) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.load(folder / TOKENIZER_FOLDER)
+    except DataError as error:
+        raise CheckpointError(
+            f"the tokenizer of the bundle {folder} is damaged: {error}"
+        ) from error
+    if (tokenizer.fingerprint, tokenizer.vocab_size) != (config.tokenizer, config.num_pieces):
+        raise CheckpointError(
+            f"{folder / TOKENIZER_FOLDER} is the tokenizer {tokenizer.fingerprint} of "
+            f"{tokenizer.vocab_size} pieces, but the weights were trained with {config.tokenizer} "
+            f"of {config.num_pieces}; export the run again"
+        )
+    return tokenizer
+
+
+def _load_main_network(folder: Path, config: BundleConfig) -> Seq2Seq:
+    tensors, _ = load_weights(folder / MODEL_FILE)
+    vocabulary = Vocabulary(config.num_pieces, config.languages, ())
+    with torch.device("meta"):  # no memory for sizes that the file does not have
+        shapes = Seq2Seq(config.model, vocabulary).state_dict()
+    expected = {name: tensor.shape for name, tensor in shapes.items()}
+    if {name: tensor.shape for name, tensor in tensors.items()} != expected:
+        raise CheckpointError(
+            f"{folder / MODEL_FILE} does not hold the tensors that config.json beside it describes;"
+            " export the run again"
+        )
+    model = Seq2Seq(config.model, vocabulary)
+    model.load_state_dict(tensors)
+    return model.eval().requires_grad_(False)
+
+
+def check_weights(path: Path, run_dir: Path) -> None:
+    """Compares the weights of a run's checkpoint with its manifest; an average has none.
+
+    Raises:
+        CheckpointError: They are damaged.
+    """
+    if path.parent not in {folder for _, folder in complete_checkpoints(run_dir)}:
+        return
+    try:
+        record = read_manifest(path.parent).files.get(WEIGHTS_FILE)
+    except OtherFormatError:
+        log.warning("%s has a manifest of another version: its checksum is not compared", path)
+        return
+    if record is None or sha256_file(path) != record.sha256:
+        raise CheckpointError(
+            f"{path} is not the file of its manifest; use another checkpoint, or copy this one "
+            "again"
+        )
+
+
+def _load_run(run_dir: Path, device: torch.device) -> TranslationModel:
+    config = load_config(RunConfig, run_dir / "config.yaml")
+    weights = choose_weights(run_dir, "newest", config.training.checkpoint)
+    check_weights(weights, run_dir)
+    translator = Translator.from_weights(weights, run_dir, config, device)
+    vocabulary = translator.info.vocabulary
+    return TranslationModel(
+        translator, [str(direction) for direction in vocabulary.directions], vocabulary.languages
+    )
+
+
+def load(path: Path, device: Literal["auto", "cpu", "cuda"] = "auto") -> TranslationModel:
+    """Loads a bundle or a run folder; see `hyperadapter.load`."""
+    chosen = choose_device(device)
+    if (path / "config.yaml").is_file():
+        return _load_run(path, chosen)
+    if not path.is_dir():
+        raise CheckpointError(
+            f"{path} is no folder; name a bundle of `hyperadapter export`, or a run folder"
+        )
+    config = read_bundle(path)
+    return TranslationModel(
+        BundleTranslator(path, config, chosen), config.directions, config.used_languages()
+    )
