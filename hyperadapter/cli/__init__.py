@@ -14,6 +14,7 @@ import click
 
 # Importing them adds their commands to the root.
 from hyperadapter.cli import (  # noqa: F401
+    analyse,
     config,
     data,
     evaluation,
