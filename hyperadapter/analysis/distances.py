@@ -51,6 +51,7 @@ Array = NDArray[np.float64]
 LEAST_LANGUAGES = 3
 """Of fewer, no distance can be called small or large."""
 _ROUNDING = 1e-12
+_NO_FAMILIES = ("creole", "constructed")
 
 
 class Correlation(NamedTuple):
@@ -132,9 +133,15 @@ def nearest_relatives(
 
 
 def family_distances(families: Sequence[str]) -> Array:
-    """Returns 0 for languages of one family and 1 for others [n, n]."""
+    """Returns 0 for languages of one family and 1 for others [n, n].
+
+    Creoles and constructed languages are classes of the table, not families: each stands alone.
+    """
     names = np.array(families)
     distances: Array = (names[:, None] != names[None, :]).astype(np.float64)
+    alone = np.isin(names, _NO_FAMILIES)
+    distances[alone] = 1.0
+    np.fill_diagonal(distances, 0.0)
     return distances
 
 

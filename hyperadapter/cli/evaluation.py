@@ -59,12 +59,12 @@ def evaluate(
     """Translates a split, or a test set of your own, and scores every direction."""
     from hyperadapter import pipeline
 
-    if any(test_set.values()):
-        if split or directions:
+    if any(value not in (None, ()) for value in test_set.values()):
+        if split or directions is not None:
             raise click.UsageError("--split and --directions are not for a --test-set")
         result = _evaluate_test_set(config, checkpoint, **test_set)  # type: ignore[arg-type]
     else:
-        chosen = [text.strip() for text in directions.split(",")] if directions else []
+        chosen = [] if directions is None else [text.strip() for text in directions.split(",")]
         result = pipeline.evaluate(config, split or "test", checkpoint, chosen)
     if csv_path is not None:
         from hyperadapter.evaluation.tables import csv_rows, write_csv

@@ -157,10 +157,9 @@ def _load_translator(
     from hyperadapter.config import RunConfig
     from hyperadapter.core.schema import load_config
     from hyperadapter.evaluation.translate import Translator, choose_device
-    from hyperadapter.serving.bundle import MODEL_FILE
     from hyperadapter.serving.loader import load
 
-    if (folder / MODEL_FILE).exists():
+    if folder.is_dir() and not (folder / "config.yaml").exists():
         if checkpoint != "newest":
             raise click.UsageError(f"{folder} is a bundle, which has no checkpoints to choose from")
         return partial(load(folder, device).translate, beam_size=beam_size)

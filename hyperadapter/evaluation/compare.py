@@ -15,12 +15,14 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.progress import track
 from hyperadapter.core.errors import ConfigError, DataError
 from hyperadapter.core.files import sha256_file
 from hyperadapter.core.languages import parse_direction
 from hyperadapter.core.schema import StrictModel
 from hyperadapter.evaluation.results import (
     DirectionResult,
+    EvaluationResult,
     evaluation_folder,
     load_result,
     read_lines,
@@ -166,17 +168,22 @@ def compare_runs(
              if places.count(place) > 1]  # fmt: skip
     if twice:
         raise ConfigError(f"a run is given twice: {', '.join(twice)}")
+    results = [load_result(path, split) for path in run_dirs]
     runs = [
-        _Run(path, {item.direction: item for item in load_result(path, split).directions})
-        for path in run_dirs
+        _Run(path, {item.direction: item for item in result.directions})
+        for path, result in zip(run_dirs, results, strict=True)
     ]
+    _tell_differences(run_dirs, results)
     everywhere = [name for name in runs[0].results if all(name in run.results for run in runs)]
     known = dict.fromkeys(name for run in runs for name in run.results)
     if not everywhere:
         lists = "; ".join(f"{run.folder} has {', '.join(run.results)}" for run in runs)
         raise DataError(f"the runs have no direction of {split} in common: {lists}")
     samples = _enough_samples(samples, len(everywhere))
-    scored = {name: _score(runs, split, name, metric, samples, seed) for name in everywhere}
+    scored = {
+        name: _score(runs, split, name, metric, samples, seed)
+        for name in track(everywhere, len(everywhere), "comparing directions")
+    }
     left_out = tuple(name for name in known if name not in scored)
     signatures: dict[str, tuple[str, ...]] = {}
     for name, found in scored.items():
@@ -199,6 +206,22 @@ def compare_runs(
             )
         )
     return tuple(comparisons)
+
+
+def _tell_differences(run_dirs: Sequence[Path], results: Sequence[EvaluationResult]) -> None:
+    """Warns where not only the models differ, but how they were asked."""
+    first = results[0].settings.model_dump(exclude={"metrics", "quality", "groups"})
+    for path, result in zip(run_dirs[1:], results[1:], strict=True):
+        other = result.settings.model_dump(exclude={"metrics", "quality", "groups"})
+        differing = [f"{k} {first[k]} and {other[k]}" for k in first if first[k] != other[k]]
+        if differing:
+            log.warning(
+                "%s and %s were decoded differently: %s", run_dirs[0], path, "; ".join(differing)
+            )
+        if result.step != results[0].step:
+            log.warning(
+                "%s is at step %d, %s at step %d", run_dirs[0], results[0].step, path, result.step
+            )
 
 
 def _enough_samples(samples: int | None, directions: int) -> int:

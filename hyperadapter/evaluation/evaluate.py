@@ -34,7 +34,7 @@ from hyperadapter.config import EvaluationConfig, RunConfig
 from hyperadapter.core.errors import ConfigError, DataError
 from hyperadapter.core.files import read_json, sha256_file, write_json, write_text
 from hyperadapter.core.languages import Direction, parse_direction
-from hyperadapter.core.schema import StrictModel, parse_config
+from hyperadapter.core.schema import StrictModel, flat_params, load_config, parse_config
 from hyperadapter.evaluation.groups import TrainPairs, group_averages, macro_averages
 from hyperadapter.evaluation.quality import LanguageJudge, judge_translations
 from hyperadapter.evaluation.results import (
@@ -65,6 +65,10 @@ _SEARCH_FIELDS = {
     "batch_sentences",
     "max_sentences",
 }
+
+
+# Where a model is the same although these differ.
+_NO_DIFFERENCE = {"dropout", "adapter.generation", "adapter.hyper_network.dropout"}
 
 
 class _Decoded(StrictModel):
@@ -166,9 +170,33 @@ def evaluate_test_set(
     """
     _require_languages(test_set.direction, config)
     evaluation = _Evaluation(run_dir, config, test_set.name, device, checkpoint)
+    others = evaluation.earlier(test_set)
     new = evaluation.direction(_HeldOut(test_set.direction, test_set.src, test_set.ref, None))
-    others = [item for item in evaluation.earlier() if item.direction != new.direction]
     return evaluation.write([*others, new], SCORES_FILE)
+
+
+def _require_same(run_dir: Path, config: RunConfig) -> None:
+    """Checks that a configuration describes the model of a run folder.
+
+    Raises:
+        ConfigError: A value that decides what the model does differs; the message names it.
+    """
+    path = run_dir / "config.yaml"
+    if not path.exists():
+        return  # weights that were brought along
+    trained = load_config(RunConfig, path)
+    parts = {
+        "model": (trained.model, config.model),
+        "data.tags": (trained.data.tags, config.data.tags),
+    }
+    for group, (there, given) in parts.items():
+        before, now = flat_params(there), flat_params(given)
+        for key in before.keys() | now.keys():
+            if before.get(key) != now.get(key) and key not in _NO_DIFFERENCE:
+                raise ConfigError(
+                    f"{group}.{key} is {now.get(key)!r}, but {run_dir} was trained with "
+                    f"{before.get(key)!r}; evaluate with --config {path}"
+                )
 
 
 def _read_held_out(
@@ -229,6 +257,7 @@ class _Evaluation:
         checkpoint: str,
     ) -> None:
         require_models(config.evaluation.metrics)
+        _require_same(run_dir, config)
         self._path = choose_weights(run_dir, checkpoint, config.training.checkpoint)
         self._info, self._weights = load_info(self._path), sha256_file(self._path)
         self._run_dir, self._config, self._name = run_dir, config, name
@@ -277,20 +306,35 @@ class _Evaluation:
             hyp_sha256=decoded.hyp_sha256,
         )
 
-    def earlier(self) -> tuple[DirectionResult, ...]:
-        """Returns the results that are there of the same weights, settings and device."""
+    def earlier(self, test_set: TestSet) -> list[DirectionResult]:
+        """Returns the results of other directions of a test set.
+
+        Those of other weights, settings or devices are put aside.
+
+        Raises:
+            DataError: The name is that of another test set.
+        """
+        src = self._folder / f"{test_set.direction}.src.txt"
+        if src.exists() and read_lines(src) != test_set.src:
+            raise DataError(
+                f"{src} holds other sources: {test_set.name} is the name of another test set of "
+                f"{test_set.direction}; give this one its own with --name, or delete {self._folder}"
+            )
         if not (self._folder / SCORES_FILE).is_file():
-            return ()
+            return []
         result = load_result(self._run_dir, self._name)
         same = result.weights_sha256 == self._weights and result.settings == self._settings
         if not same or result.speed.device != self._device.type:
+            kept = self._folder / f"scores.{sha256_file(self._folder / SCORES_FILE)[:8]}.json"
+            (self._folder / SCORES_FILE).replace(kept)
             log.warning(
-                "the scores of %s in %s are of other weights or settings and are replaced",
+                "the scores of %s in %s are of other weights, settings or devices (step %d): they "
+                "are in %s now",
                 ", ".join(item.direction for item in result.directions),
-                self._folder,
+                *(self._folder, result.step, kept.name),
             )
-            return ()
-        return result.directions
+            return []
+        return [d for d in result.directions if d.direction != str(test_set.direction)]
 
     def write(self, results: Sequence[DirectionResult], file: str) -> EvaluationResult:
         """Writes the scores with their averages."""
@@ -326,7 +370,8 @@ class _Evaluation:
             else:
                 if decoded.fingerprint == fingerprint and decoded.hyp_sha256 == sha256_file(hyp):
                     log.info("%s was decoded before with the same weights and settings", name)
-                    # References may have changed without the sources.
+                    # Sources may have been lost, references changed without them.
+                    _write_lines(folder / f"{name}.src.txt", held_out.src)
                     _write_lines(folder / f"{name}.ref.txt", held_out.ref)
                     return decoded
         started = time.perf_counter()

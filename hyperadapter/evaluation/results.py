@@ -173,6 +173,6 @@ def read_lines(path: Path) -> list[str]:
         DataError: It is missing.
     """
     try:
-        return path.read_text(encoding="utf-8").split("\n")[:-1]
+        return path.read_bytes().decode("utf-8").split("\n")[:-1]
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; evaluate the run again") from None

@@ -199,4 +199,4 @@ def _check_lines(hypotheses: Sequence[str], references: Sequence[str], tgt: str)
             f"{len(references)} references: line n of one must belong to line n of the other"
         )
     if not hypotheses:
-        raise DataError(f"there are no translations into {tgt} to score; the test split is empty")
+        raise DataError(f"there are no translations into {tgt} to score; the texts are empty")

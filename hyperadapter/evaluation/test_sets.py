@@ -26,6 +26,7 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 _RESERVED = ("test", "valid")
 _COMPRESSED = (".gz", ".xz", ".zst")
 _WHERE = "--test-set"
+_BOM = "\ufeff"
 _Row = tuple[int, str, str]
 
 
@@ -64,7 +65,7 @@ def read_test_set(paths: Sequence[Path], direction: str, name: str | None = None
         raise DataError(
             f"--test-set takes one file of pairs, or two aligned files, but {len(paths)} are given"
         )
-    name = _plain_name(paths[0]) if name is None else name
+    name = _plain_name(paths[0], direction) if name is None else name
     if not _NAME.fullmatch(name) or name in _RESERVED:
         raise DataError(
             f"a test set cannot be called {name!r}: --name takes letters, digits, '.', '_' and "
@@ -73,10 +74,12 @@ def read_test_set(paths: Sequence[Path], direction: str, name: str | None = None
     rows = _iter_pairs(paths[0]) if len(paths) == 1 else _iter_aligned(*paths)
     test_set = TestSet(name, parse_direction(direction), [], [])
     for number, src, ref in rows:
+        if number == 1:  # a mark that Windows puts before the first line
+            src, ref = src.removeprefix(_BOM), ref.removeprefix(_BOM)
         for side, text in (("source", src), ("reference", ref)):
             if not text.strip():
                 raise DataError(f"{paths[0]}:{number} has an empty {side}; correct or remove it")
-            if "\n" in text:
+            if "\n" in text or "\r" in text:
                 raise DataError(
                     f"{paths[0]}:{number} has a line break in its {side}; a text is one line here"
                 )
@@ -87,9 +90,13 @@ def read_test_set(paths: Sequence[Path], direction: str, name: str | None = None
     return test_set
 
 
-def _plain_name(path: Path) -> str:
+def _plain_name(path: Path, direction: str) -> str:
+    """Returns a file's name without what says its form and its languages."""
     stem = path.name.removesuffix(path.suffix) if path.suffix in _COMPRESSED else path.name
-    return stem.partition(".")[0]
+    src, tgt = parse_direction(direction)
+    for ending in ("tsv", "jsonl", "txt", src, tgt, f"{src}-{tgt}", f"{tgt}-{src}"):
+        stem = stem.removesuffix(f".{ending}")
+    return stem
 
 
 def _iter_pairs(path: Path) -> Iterator[_Row]:
@@ -122,7 +129,7 @@ def _split_columns(line: str, path: Path, number: int) -> tuple[str, str]:
 def _parse_object(line: str, path: Path, number: int) -> tuple[str, str]:
     form = '{"src": "...", "ref": "..."}'
     try:
-        tree = json.loads(line)
+        tree = json.loads(line.removeprefix(_BOM))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}:{number} is not JSON ({error}); a line is {form}") from error
     texts: list[str] = []

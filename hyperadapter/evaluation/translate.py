@@ -7,6 +7,7 @@ from is the matter of its subclasses: here a run's weights, in `hyperadapter.ser
 from __future__ import annotations
 
 import logging
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ __all__ = ["DirectionState", "TextTranslator", "Translator", "choose_device"]
 log = logging.getLogger(__name__)
 
 Pieces = NDArray[np.int32]
+_KEPT_DIRECTIONS = 8  # whose adapters stay in the device's memory
 
 
 def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
@@ -85,7 +87,7 @@ class TextTranslator(ABC):
 
     @abstractmethod
     def prepare(self, direction: Direction) -> DirectionState:
-        """Makes what a direction needs; called once for each.
+        """Makes what a direction needs.
 
         Raises:
             LanguageError: The direction cannot be translated.
@@ -114,11 +116,9 @@ class TextTranslator(ABC):
                 direction.
         """
         direction = Direction(src, tgt)
-        if direction not in self._states:
-            self._states[direction] = self.prepare(direction)
-        state, evaluation = self._states[direction], evaluation or self.evaluation
+        state, evaluation = self._state(direction), evaluation or self.evaluation
         filled = [index for index, text in enumerate(texts) if text.strip()]
-        pieces = self.tokenizer.encode([texts[index] for index in filled])
+        pieces = self.tokenizer.encode([_plain(texts[index]) for index in filled])
         self._warn_of_long(pieces)
         translations = [""] * len(texts)
         batches = _batches(pieces, evaluation.batch_sentences)
@@ -128,6 +128,14 @@ class TextTranslator(ABC):
                 # Byte pieces can spell line breaks.
                 translations[filled[row]] = " ".join(text.split())
         return translations
+
+    def _state(self, direction: Direction) -> DirectionState:
+        """Returns what a direction needs; that of the last few is kept."""
+        state = self._states.pop(direction, None) or self.prepare(direction)
+        self._states[direction] = state  # the newest last
+        if len(self._states) > _KEPT_DIRECTIONS:
+            del self._states[next(iter(self._states))]
+        return state
 
     def _search(
         self, state: DirectionState, pieces: Sequence[Pieces], evaluation: EvaluationConfig
@@ -154,6 +162,11 @@ class TextTranslator(ABC):
                 "split them into sentences",
                 *(count, len(pieces), limit, max(lengths)),
             )
+
+
+def _plain(text: str) -> str:
+    """Writes a text as training text is written: composed characters, single spaces, no BOM."""
+    return unicodedata.normalize("NFC", " ".join(text.replace("\ufeff", "").split()))
 
 
 def _batches(pieces: Sequence[Pieces], size: int) -> list[list[int]]:

@@ -46,6 +46,7 @@ __all__ = [
     "BundleManifest",
     "DecodingConfig",
     "StorageType",
+    "added_by_people",
     "is_bundle",
     "load_adapters",
     "read_bundle",
@@ -164,6 +165,20 @@ def is_bundle(folder: Path) -> bool:
     except DataError:
         return False
     return isinstance(tree, dict) and tree.get("kind") == _KIND
+
+
+def added_by_people(folder: Path) -> list[str]:
+    """Returns the files of a bundle that its export did not write so: an edited card, others."""
+    try:
+        known = BundleManifest.model_validate(read_json(folder / MANIFEST_FILE)).files
+    except (DataError, ValueError):
+        return []  # a damaged one
+    paths = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    found = paths.keys() - known.keys() - {MANIFEST_FILE}
+    if CARD_FILE in paths.keys() & known.keys():
+        edited = sha256_file(paths[CARD_FILE]) != known[CARD_FILE].sha256
+        found |= {CARD_FILE} if edited else set()
+    return sorted(found)
 
 
 def write_manifest(folder: Path) -> BundleManifest:

@@ -37,6 +37,7 @@ from hyperadapter.serving.bundle import (
     BundleConfig,
     DecodingConfig,
     StorageType,
+    added_by_people,
     is_bundle,
     write_manifest,
 )
@@ -167,6 +168,12 @@ def export_bundle(
     """
     if out.exists() and not is_bundle(out):
         raise ConfigError(f"{out} exists and is no earlier bundle; name a new folder")
+    own = added_by_people(out) if out.exists() else []
+    if own:
+        raise ConfigError(
+            f"{out} would be replaced, with what was written into it since: {', '.join(own)}; move "
+            "that away, or name a new folder"
+        )
     run = TrainedRun(run_dir, which)
     chosen = run.directions(directions)
     adapters, numbers = _collect_adapters(run, chosen)

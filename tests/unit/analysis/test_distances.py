@@ -211,3 +211,10 @@ def test_matrices_that_are_refused(tmp_path: Path, text: str, message: str) -> N
 def test_a_missing_matrix(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none.csv cannot be read.*give a CSV file"):
         read_distances(tmp_path / "none.csv", LANGUAGES)
+
+
+def test_creoles_and_constructed_languages_stand_alone() -> None:
+    found = family_distances(["creole", "creole", "romance", "romance", "constructed"])
+    assert found[2, 3] == 0.0
+    assert np.diagonal(found).tolist() == [0.0] * 5
+    assert found.sum() == 18.0

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from data_pipeline.bitext import read_split
 from hyperadapter.cli import cli
 from hyperadapter.core.errors import CheckpointError, ConfigError, DataError
-from hyperadapter.core.files import write_text
+from hyperadapter.core.files import read_json, write_text
 from hyperadapter.core.languages import Direction
 from hyperadapter.evaluation.evaluate import (
     SUBSET_FILE,
@@ -370,15 +370,44 @@ def test_directions_of_a_test_set_come_together(
     assert [item.direction for item in second.directions] == ["en-de", "de-fr"]
     assert [item.zero_shot for item in second.directions] == [False, True]
     assert second.groups["zero_shot"].directions == ("de-fr",)
-    again = evaluate_test_set(run.run_dir, run.config, own_set(Direction("en", "de"), 4))
-    assert {item.direction: item.sentences for item in again.directions} == {"de-fr": 3, "en-de": 4}
+    again = evaluate_test_set(run.run_dir, run.config, own_set(Direction("en", "de")))
+    assert {item.direction: item.sentences for item in again.directions} == {"de-fr": 3, "en-de": 3}
+    with pytest.raises(DataError, match="holds other sources: mine is the name of another test"):
+        evaluate_test_set(run.run_dir, run.config, own_set(Direction("en", "de"), 4))
     run.save(step=200, seed=2)
-    assert not caplog.messages or "are replaced" not in caplog.text
+    assert "are of other weights" not in caplog.text
     with caplog.at_level(logging.WARNING):
         newer = evaluate_test_set(run.run_dir, run.config, own_set(Direction("en", "fr")))
     assert [item.direction for item in newer.directions] == ["en-fr"]
     assert "the scores of de-fr, en-de in" in caplog.text
-    assert "are of other weights or settings and are replaced" in caplog.text
+    assert "are of other weights, settings or devices" in caplog.text
+    [kept] = (run.run_dir / "evaluation" / "mine").glob("scores.????????.json")
+    assert [d["direction"] for d in read_json(kept)["directions"]] == ["de-fr", "en-de"]
+
+
+def test_a_configuration_of_another_model_is_refused(tiny_run: MakeRun) -> None:
+    run = tiny_run()
+    evaluate(run.run_dir, run.config)
+    adapter = run.config.model.adapter.model_copy(update={"placement": "parallel"})
+    model = run.config.model.model_copy(update={"adapter": adapter})
+    with pytest.raises(ConfigError, match=r"model\.adapter\.placement is 'parallel', but "):
+        evaluate(run.run_dir, run.config.model_copy(update={"model": model}))
+    tags = run.config.data.tags.model_copy(update={"encoder": "none"})
+    data = run.config.data.model_copy(update={"tags": tags})
+    with pytest.raises(ConfigError, match=r"data\.tags\.encoder is 'none', but "):
+        evaluate(run.run_dir, run.config.model_copy(update={"data": data}))
+    drier = run.config.model.model_copy(update={"dropout": 0.3})
+    evaluate(run.run_dir, run.config.model_copy(update={"model": drier}))
+
+
+def test_a_lost_source_file_comes_back(tiny_run: MakeRun) -> None:
+    run = tiny_run()
+    evaluate(run.run_dir, run.config)
+    path = run.run_dir / "evaluation" / "test" / "en-de.src.txt"
+    before = path.read_bytes()
+    path.unlink()
+    evaluate(run.run_dir, run.config)
+    assert path.read_bytes() == before
 
 
 def test_a_test_set_in_another_language_is_refused(tiny_run: MakeRun) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hyperadapter.core.errors import DataError, LanguageError
+from hyperadapter.evaluation import test_sets
 from hyperadapter.evaluation.test_sets import read_test_set
 
 SRC = ["the file", "open  the menu ", "\u2028line separator"]
@@ -94,3 +95,25 @@ def test_a_direction_is_two_languages(tmp_path: Path) -> None:
     path = write(tmp_path / "x.tsv", ["a\tb"])
     with pytest.raises(LanguageError, match="'german' is not a direction"):
         read_test_set([path], "german")
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("news.tsv", "news"), ("flores.dev.tsv.gz", "flores.dev"), ("flores.dt.jsonl", "flores.dt"),
+        ("set.en-de.tsv", "set"), ("news2014.tsv", "news2014"),
+    ],
+)  # fmt: skip
+def test_names_keep_what_tells_test_sets_apart(file: str, name: str) -> None:
+    assert test_sets._plain_name(Path(file), "en-de") == name
+
+
+def test_marks_of_windows_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("\ufeffone\teins\n", encoding="utf-8")
+    (tmp_path / "a.jsonl").write_text('\ufeff{"src": "one", "ref": "eins"}\n', encoding="utf-8")
+    for name in ("a.tsv", "a.jsonl"):
+        found = read_test_set([tmp_path / name], "en-de")
+        assert (found.src, found.ref) == (["one"], ["eins"])
+    (tmp_path / "b.jsonl").write_text('{"src": "one", "ref": "ei\\rns"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match="has a line break in its reference"):
+        read_test_set([tmp_path / "b.jsonl"], "en-de")

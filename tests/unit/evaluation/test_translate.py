@@ -189,3 +189,8 @@ def test_a_tokenizer_made_anew_is_refused(
     monkeypatch.setattr(Tokenizer, "load", load_another)
     with pytest.raises(CheckpointError, match=r"of 310 pieces, .* is another of 310; it was made"):
         Translator.from_run(run.run_dir)
+
+
+def test_texts_are_written_as_training_text_is() -> None:
+    assert translate._plain("\ufeffO\u0308l  und\u00a0Gas\r") == "\u00d6l und Gas"
+    assert translate._plain("Öl und Gas") == "Öl und Gas"

@@ -200,3 +200,14 @@ def test_the_command(make_bundle: MakeBundle, tmp_path: Path) -> None:
     assert "adapters of 2 directions" in done.stdout
     assert "with the hyper-network, or stored adapters, instead" in done.stdout
     assert hyperadapter.load(out, "cpu").directions == ("en-de", "de-en")
+
+
+def test_what_people_wrote_is_not_replaced(make_bundle: MakeBundle) -> None:
+    run, bundle = make_bundle("hyper")
+    export_bundle(run.run_dir, bundle)  # an untouched one may be
+    card = bundle / "README.md"
+    card.write_text(card.read_text() + "Licence: mine\n")
+    (bundle / "LICENSE").write_text("mine")
+    with pytest.raises(ConfigError, match=r"into it since: LICENSE, README\.md; move that"):
+        export_bundle(run.run_dir, bundle)
+    assert card.read_text().endswith("Licence: mine\n")
