@@ -170,6 +170,8 @@ def analyse_relatedness(
         "tables": {table.name: _describe(table, given, options) for table in tables},
     }
     folder = run_dir / "analysis" / "relatedness"
+    for old in folder.glob("*.png"):
+        old.unlink()  # of another model, perhaps
     write_csv(folder / "distances.csv", _csv_rows(tables))
     paths = [path for table in tables for path in plot_relatedness(table, folder)]
     write_json(folder / "relatedness.json", report)

@@ -314,6 +314,8 @@ def _write(
     folder, side = Path(config.run_dir) / "analysis" / "swap", str(report["side"])
     languages: list[str] = report["languages"]
     paths = [folder / f"{side}.json", folder / f"{side}.csv"]
+    for old in folder.glob(f"{side}_*.png"):
+        old.unlink()  # of other languages, perhaps
     write_csv(paths[1], _csv_rows(report, matrices))
     # Relatives stand together, as in the picture of the adapters' distances.
     order = linkage(tables[-1].select(languages))[1] if tables else list(range(len(languages)))
