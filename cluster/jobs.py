@@ -35,8 +35,8 @@ from hyperadapter.core.errors import ConfigError
 from hyperadapter.core.events import EVENTS_FILE, newest_event
 from hyperadapter.core.files import write_text
 
-__all__ = ["Job", "Plan", "Run", "Shape", "active", "cancel", "failed", "last_lines", "log_file",
-           "look", "retry", "submit"]  # fmt: skip
+__all__ = ["Job", "Plan", "Run", "Shape", "active", "active_jobs", "cancel", "failed", "last_lines",
+           "log_file", "look", "retry", "submit", "submitted_runs"]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -214,9 +214,7 @@ def _save(folder: Path, record: Submission) -> None:
 
 def _refuse_second_job(folders: Sequence[Path]) -> None:
     """Two jobs in one run folder would only fail later, at its lock."""
-    run_dirs = [folder.parents[1] for folder in folders]
-    before = [run_dir for run_dir in run_dirs if any(run_dir.glob("submit/*/submission.json"))]
-    for job in active(look(before)) if before else []:
+    for job in active_jobs([folder.parents[1] for folder in folders]):
         raise slurm.SlurmError(
             f"{job.run_dir} has the job {job.job}, which is {job.state}; wait for it, or cancel "
             f"it: hyperadapter jobs cancel {job.run_dir}"
@@ -324,6 +322,21 @@ def last_lines(folder: Path, count: int) -> list[str]:
 def active(jobs: Sequence[Job]) -> list[Job]:
     """Returns those that wait or run."""
     return [job for job in jobs if job.state in slurm.ACTIVE]
+
+
+def active_jobs(run_dirs: Sequence[Path]) -> list[Job]:
+    """Returns the jobs that wait or run of some runs, which need not have been submitted.
+
+    Raises:
+        SlurmError: Slurm cannot be reached; it is not asked where nothing was submitted.
+    """
+    submitted = submitted_runs(run_dirs)
+    return active(look(submitted)) if submitted else []
+
+
+def submitted_runs(run_dirs: Sequence[Path]) -> list[Path]:
+    """Returns those of some run folders that were ever submitted."""
+    return [path for path in run_dirs if any(path.glob("submit/*/submission.json"))]
 
 
 def failed(jobs: Sequence[Job]) -> list[Job]:

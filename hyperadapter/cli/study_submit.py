@@ -81,8 +81,7 @@ def _left(folder: Path, plan: Plan, points: Sequence[Point]) -> list[Point]:
     chosen = plan.model_copy(update={"points": tuple(points)})
     states = {state.name: state.state for state in point_states(folder, chosen)}
     run_dirs = {point.name: Path(point_config(folder, point).run_dir) for point in points}
-    submitted = [path for path in run_dirs.values() if any(path.glob("submit/*/submission.json"))]
-    queued = {job.run_dir for job in jobs.active(jobs.look(submitted))} if submitted else set()
+    queued = {job.run_dir for job in jobs.active_jobs(list(run_dirs.values()))}
     left, done, busy = [], 0, 0
     for point in points:
         if states[point.name] == "DONE":

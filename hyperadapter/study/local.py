@@ -65,14 +65,11 @@ def run_points(folder: Path, plan: Plan, workers: int, points: Sequence[Point] =
 def _leave_to_slurm(todo: dict[str, RunConfig]) -> None:
     """Takes runs out that wait or run as jobs of Slurm."""
     folders = {name: Path(config.run_dir).resolve() for name, config in todo.items()}
-    submitted = [path for path in folders.values() if any(path.glob("submit/*/submission.json"))]
-    if not submitted:
-        return
     try:
-        busy = {job.run_dir for job in jobs.active(jobs.look(submitted))}
+        busy = {job.run_dir for job in jobs.active_jobs(list(folders.values()))}
     except SlurmError as error:
-        log.warning("%d runs were submitted to Slurm, which cannot be asked: %s", len(submitted),
-                    error)  # fmt: skip
+        count = len(jobs.submitted_runs(list(folders.values())))
+        log.warning("%d runs were submitted to Slurm, which cannot be asked: %s", count, error)
         return
     for name, path in folders.items():
         if str(path) in busy:
