@@ -53,6 +53,7 @@ from hyperadapter.core.languages import family_of
 from hyperadapter.evaluation.score import Score, score_corpus
 from hyperadapter.evaluation.search import beam_search
 from hyperadapter.evaluation.tables import write_csv
+from hyperadapter.evaluation.translate import tokenizer_folder
 from hyperadapter.model.adapters import AdapterWeights
 from hyperadapter.model.batch import Batch
 from hyperadapter.model.seq2seq import Seq2Seq
@@ -227,8 +228,7 @@ def _swap_scores(
 ) -> list[list[dict[str, Score]]]:
     """Translates and scores every language's text with every language's adapters."""
     model, pivot = loaded.model, config.data.pivot
-    own = run_dir / "tokenizer"
-    tokenizer = Tokenizer.load(own if own.is_dir() else Path(config.data.folder) / "tokenizer")
+    tokenizer = Tokenizer.load(tokenizer_folder(run_dir, config))
     texts = {code: _read_text(config, loaded, tokenizer, code, swap) for code in languages}
     scores: list[list[dict[str, Score]]] = [[] for _ in languages]
     for adapters_of in track(languages, len(languages), "translating with swapped adapters"):

@@ -49,7 +49,7 @@ from hyperadapter.evaluation.results import (
 )
 from hyperadapter.evaluation.score import Scores, require_models, score_corpus
 from hyperadapter.evaluation.test_sets import TestSet
-from hyperadapter.evaluation.translate import Translator
+from hyperadapter.evaluation.translate import Translator, tokenizer_folder
 
 __all__ = ["SUBSET_FILE", "covers_all", "evaluate", "evaluate_test_set", "load_result"]
 
@@ -273,9 +273,7 @@ class _Evaluation:
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        own = self._run_dir / "tokenizer"  # as the translator finds it
-        folder = own if own.is_dir() else Path(self._config.data.folder) / "tokenizer"
-        return Tokenizer.load(folder)
+        return Tokenizer.load(tokenizer_folder(self._run_dir, self._config))
 
     def direction(self, held_out: _HeldOut) -> DirectionResult:
         """Translates and scores one direction."""

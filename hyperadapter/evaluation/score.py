@@ -31,7 +31,6 @@ from hyperadapter.core.schema import StrictModel
 
 __all__ = [
     "BASIC_METRICS",
-    "LOWER_IS_BETTER",
     "METRICS",
     "METRIC_NAMES",
     "Metric",
@@ -45,7 +44,6 @@ __all__ = [
 
 METRICS: tuple[Metric, ...] = get_args(Metric)
 BASIC_METRICS: tuple[Metric, ...] = ("bleu", "chrf", "chrfpp")
-LOWER_IS_BETTER = frozenset({"ter"})
 
 METRIC_NAMES: dict[Metric, str] = {
     "bleu": "BLEU",

@@ -32,7 +32,13 @@ from hyperadapter.model.adapters import AdapterWeights
 from hyperadapter.model.batch import Batch
 from hyperadapter.model.seq2seq import Seq2Seq
 
-__all__ = ["DirectionState", "TextTranslator", "Translator", "choose_device"]
+__all__ = [
+    "DirectionState",
+    "TextTranslator",
+    "Translator",
+    "choose_device",
+    "tokenizer_folder",
+]
 
 log = logging.getLogger(__name__)
 
@@ -164,6 +170,12 @@ class TextTranslator(ABC):
             )
 
 
+def tokenizer_folder(run_dir: Path, config: RunConfig) -> Path:
+    """Returns where a run's tokenizer is: its own copy, which moves with it, or the data's."""
+    own = run_dir / "tokenizer"
+    return own if own.is_dir() else Path(config.data.folder) / "tokenizer"
+
+
 def _plain(text: str) -> str:
     """Writes a text as training text is written: composed characters, single spaces, no BOM."""
     return unicodedata.normalize("NFC", " ".join(text.replace("\ufeff", "").split()))
@@ -233,10 +245,7 @@ class Translator(TextTranslator):
             DataError: The tokenizer is missing or damaged.
         """
         loaded = load_model(path, config, device)
-        # A run folder has its own copy, so that it works wherever it is put.
-        own = run_dir / "tokenizer"
-        tokenizer = Tokenizer.load(own if own.is_dir() else Path(config.data.folder) / "tokenizer")
-        return cls(loaded, tokenizer, config)
+        return cls(loaded, Tokenizer.load(tokenizer_folder(run_dir, config)), config)
 
     @torch.inference_mode()
     def prepare(self, direction: Direction) -> DirectionState:

@@ -24,7 +24,7 @@ from hyperadapter.core.files import (
 )
 from hyperadapter.core.languages import Direction, parse_direction
 from hyperadapter.core.schema import StrictModel, load_config
-from hyperadapter.evaluation.translate import Translator
+from hyperadapter.evaluation.translate import Translator, tokenizer_folder
 from hyperadapter.model.adapters import AdapterWeights
 from hyperadapter.serving.bundle import (
     ADAPTER_PARTS,
@@ -106,8 +106,7 @@ class TrainedRun:
     @property
     def tokenizer_folder(self) -> Path:
         """Where the tokenizer was read from: the run's own copy, or the data's."""
-        own = self.run_dir / "tokenizer"
-        return own if own.is_dir() else Path(self.config.data.folder) / "tokenizer"
+        return tokenizer_folder(self.run_dir, self.config)
 
     def directions(self, wanted: Sequence[str] | None) -> tuple[Direction, ...]:
         """Returns the directions to export: those that were trained if none are named.
