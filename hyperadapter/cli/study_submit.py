@@ -75,12 +75,11 @@ def study_submit(
 def _left(folder: Path, plan: Plan, points: Sequence[Point]) -> list[Point]:
     """Returns the points that are neither done nor at work, and says how many are."""
     from cluster import jobs
-    from hyperadapter.study.plan import point_config
     from hyperadapter.study.status import point_states
 
     chosen = plan.model_copy(update={"points": tuple(points)})
     states = {state.name: state.state for state in point_states(folder, chosen)}
-    run_dirs = {point.name: Path(point_config(folder, point).run_dir) for point in points}
+    run_dirs = {point.name: folder / "runs" / point.name for point in points}
     queued = {job.run_dir for job in jobs.active_jobs(list(run_dirs.values()))}
     left, done, busy = [], 0, 0
     for point in points:
