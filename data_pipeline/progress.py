@@ -6,14 +6,27 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
-__all__ = ["track"]
+__all__ = ["quiet", "track"]
 
 log = logging.getLogger(__name__)
 
 ItemT = TypeVar("ItemT")
 _LOG_EVERY_S = 10.0
+_QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps `track` silent, where the parts of a work are nobody's business but the caller's."""
+    token = _QUIET.set(True)
+    try:
+        yield
+    finally:
+        _QUIET.reset(token)
 
 
 def track(items: Iterable[ItemT], total: int, task: str) -> Iterator[ItemT]:
@@ -24,6 +37,9 @@ def track(items: Iterable[ItemT], total: int, task: str) -> Iterator[ItemT]:
         total: How many there are.
         task: What is being done, such as "cleaning".
     """
+    if _QUIET.get():
+        yield from items
+        return
     if sys.stderr.isatty():
         from rich.console import Console  # only a terminal needs it
         from rich.progress import track as rich_track

@@ -7,15 +7,18 @@ import logging
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, TypeVar
 
 from data_pipeline.progress import track
 from hyperadapter.core.errors import DataError
 
-__all__ = ["die_with_parent", "num_processes", "parallel_map"]
+__all__ = ["die_with_parent", "num_processes", "ordered_map", "parallel_map"]
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +26,7 @@ ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 _PR_SET_PDEATHSIG = 1
+_BEGUN_PER_WORKER = 2  # items of `ordered_map` that are begun and not yet asked for
 
 
 def num_processes(wanted: int) -> int:
@@ -64,10 +68,7 @@ def _map(
         for item in items:
             yield item, function(item)
         return
-    executor = ProcessPoolExecutor(
-        count, mp_context=multiprocessing.get_context("spawn"), initializer=die_with_parent
-    )
-    try:
+    with _executor(count, task, "a lower data.num_workers", die_with_parent) as executor:
         waiting: dict[Future[ResultT], ItemT] = {
             executor.submit(function, item): item for item in items
         }
@@ -75,10 +76,71 @@ def _map(
             done, _ = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
                 yield waiting.pop(future), future.result()
+
+
+def ordered_map(
+    function: Callable[[ItemT], ResultT],
+    items: Iterable[ItemT],
+    task: str,
+    workers: int,
+    begin: Callable[[int], None],
+    remedy: str,
+) -> Iterator[ResultT]:
+    """Yields `function(item)` in the order of the items, of which few are held at a time.
+
+    An item is taken when a process can soon begin it: two for each process are under way. They are
+    worked on while the caller is busy with a result.
+
+    Args:
+        function: As in `parallel_map`.
+        items: What to work on, however many; they are taken in this process.
+        task: What is being done, for errors.
+        workers: Processes.
+        begin: What each process does first, given its number from 0; it can be pickled.
+        remedy: What to run with if a process dies again, such as "fewer --processes".
+
+    Raises:
+        DataError: A process died.
+        Exception: What the function raised; no further item is begun.
+    """
+    numbers = multiprocessing.get_context("spawn").SimpleQueue()
+    for number in range(workers):
+        numbers.put(number)
+    remaining = iter(items)
+    begun: deque[Future[ResultT]] = deque()
+    with _executor(workers, task, remedy, _begin, numbers, begin) as executor:
+        while True:
+            room = _BEGUN_PER_WORKER * workers - len(begun)
+            begun.extend(executor.submit(function, item) for item in islice(remaining, room))
+            if not begun:
+                return
+            result = begun.popleft().result()
+            begun.extend(executor.submit(function, item) for item in islice(remaining, 1))
+            yield result
+
+
+def _begin(numbers: Any, begin: Callable[[int], None]) -> None:
+    die_with_parent()
+    begin(numbers.get())
+
+
+@contextmanager
+def _executor(
+    count: int, task: str, remedy: str, initializer: Callable[..., None], *arguments: Any
+) -> Iterator[ProcessPoolExecutor]:
+    """Yields processes that end with the block, at once if it ends by an error."""
+    executor = ProcessPoolExecutor(
+        count,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=initializer,
+        initargs=arguments,
+    )
+    try:
+        yield executor
     except BrokenProcessPool as error:
         raise DataError(
             f"{task}: a worker process died, perhaps because memory ran out; run the same command "
-            "again, with a lower data.num_workers if it happens twice"
+            f"again, with {remedy} if it happens twice"
         ) from error
     except BaseException:
         # Else leaving would wait for what the processes are at (Python 3.14: terminate_workers).

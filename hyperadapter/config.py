@@ -26,6 +26,7 @@ __all__ = [
     "RecoveryConfig",
     "ResourceGroupsConfig",
     "RunConfig",
+    "SamplingConfig",
     "ScheduleConfig",
     "TrackingConfig",
     "TrainingConfig",
@@ -433,6 +434,21 @@ class ResourceGroupsConfig(StrictModel):
         return self
 
 
+class SamplingConfig(StrictModel):
+    """Translations drawn piece by piece from the model's distribution, as for back-translation."""
+
+    temperature: float = Field(
+        default=1.0, gt=0, description="Scores are divided by it; below 1 is nearer to greedy"
+    )
+    top_k: int | None = Field(
+        default=None, ge=1, description="Draw from so many of the best pieces; null: from all"
+    )
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="Draw from the fewest pieces of this probability"
+    )
+    seed: int = Field(default=1, ge=0, lt=2**32, description="Of the draws")
+
+
 class EvaluationConfig(StrictModel):
     """Decoding and scoring of the test split."""
 
@@ -444,13 +460,34 @@ class EvaluationConfig(StrictModel):
     max_length_extra: int = Field(
         default=10, ge=1, description="Pieces allowed on top of the ratio"
     )
+    coverage_penalty: float = Field(
+        default=0.0, ge=0, description="Weight of source positions that no output attends to"
+    )
+    no_repeat_ngram: int = Field(
+        default=0, ge=0, description="Runs of so many pieces are produced once at most; 0: no limit"
+    )
+    sampling: SamplingConfig | None = Field(
+        default=None, description="Draws translations instead of searching for the best"
+    )
     batch_sentences: int = Field(default=64, ge=1, description="Sentences decoded together")
     max_sentences: int = Field(default=1000, ge=1, description="Test sentences per direction")
+    num_processes: int = Field(
+        default=1, ge=1, description="That decode; on a machine with GPUs, on one each"
+    )
     metrics: tuple[Metric, ...] = Field(
         default=_BASIC_METRICS, description="What is computed; ter and spbleu may be added"
     )
     quality: QualityConfig = QualityConfig()
     groups: ResourceGroupsConfig = ResourceGroupsConfig()
+
+    @model_validator(mode="after")
+    def _scores_choose(self) -> EvaluationConfig:
+        if self.sampling is not None and self.coverage_penalty > 0:
+            raise ValueError(
+                f"coverage_penalty is {self.coverage_penalty}, but with sampling translations are "
+                "drawn, not chosen by their score; set coverage_penalty to 0, or sampling to null"
+            )
+        return self
 
     @field_validator("metrics")
     @classmethod

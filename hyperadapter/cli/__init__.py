@@ -19,6 +19,7 @@ from hyperadapter.cli import (  # noqa: F401
     data,
     evaluation,
     export,
+    extend,
     jobs,
     model,
     runs,
@@ -28,6 +29,7 @@ from hyperadapter.cli import (  # noqa: F401
     study_runs,
     study_submit,
     track,
+    translate,
 )
 from hyperadapter.cli.base import cli
 from hyperadapter.core.errors import ConfigError, HyperAdapterError

@@ -44,6 +44,11 @@ csv_option = click.option(
 )
 @click.option("--direction", metavar="SRC-TGT", help="Of the --test-set, such as en-de.")
 @click.option("--name", help="Of the --test-set's results; by default the file's.")
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    help="That decode; instead of evaluation.num_processes.",
+)
 @checkpoint_option
 @csv_option
 @json_option
@@ -51,6 +56,7 @@ def evaluate(
     config: RunConfig,
     split: HeldOutSplit | None,
     directions: str | None,
+    processes: int | None,
     checkpoint: str,
     csv_path: Path | None,
     as_json: bool,
@@ -59,6 +65,9 @@ def evaluate(
     """Translates a split, or a test set of your own, and scores every direction."""
     from hyperadapter import pipeline
 
+    if processes is not None:
+        settings = config.evaluation.model_copy(update={"num_processes": processes})
+        config = config.model_copy(update={"evaluation": settings})
     if any(value not in (None, ()) for value in test_set.values()):
         if split or directions is not None:
             raise click.UsageError("--split and --directions are not for a --test-set")

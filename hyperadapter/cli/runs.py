@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,13 +15,11 @@ from hyperadapter.cli.base import (
     print_table,
     with_config,
 )
-from hyperadapter.core.errors import DataError
-from hyperadapter.core.heap import keep_freed_memory
 
 if TYPE_CHECKING:
     from hyperadapter.config import RunConfig
 
-__all__ = ["checkpoint_group", "checkpoint_option", "run", "train", "translate"]
+__all__ = ["checkpoint_group", "checkpoint_option", "run", "train"]
 
 
 @cli.command("train")
@@ -106,67 +101,6 @@ def checkpoint_average(run_dir: Path, last: int | None, steps: str | None, out: 
         raise click.UsageError("give either --last or --steps")
     paths = pipeline.average(run_dir, last, steps.split(",") if steps else [], out)
     click.echo(f"{out} is the mean of {', '.join(path.parent.name for path in paths)}", err=True)
-
-
-@cli.command("translate")
-@click.option(
-    "--run",
-    "run_dir",
-    default="runs/quickstart",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="A run folder with a checkpoint, or a bundle of `hyperadapter export`.",
-)
-@click.option("--src", required=True, metavar="CODE", help="Source language, e.g. de.")
-@click.option("--tgt", required=True, metavar="CODE", help="Target language, e.g. en.")
-@click.option("--beam-size", type=click.IntRange(min=1), help="Instead of the run's.")
-@checkpoint_option
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="auto: a GPU if there is one.",
-)
-def translate(
-    run_dir: Path,
-    src: str,
-    tgt: str,
-    beam_size: int | None,
-    checkpoint: str,
-    device: Literal["auto", "cpu", "cuda"],
-) -> None:
-    """Translates lines from stdin to stdout."""
-    keep_freed_memory()
-    translate_texts = _load_translator(run_dir, beam_size, checkpoint, device)
-    try:
-        texts = sys.stdin.buffer.read().decode("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"stdin is not UTF-8 at byte {error.start}; convert it first") from error
-    if texts[-1] == "":  # what follows the last line's end
-        texts.pop()
-    for line in translate_texts(texts, src, tgt):
-        click.echo(line)
-
-
-def _load_translator(
-    folder: Path, beam_size: int | None, checkpoint: str, device: Literal["auto", "cpu", "cuda"]
-) -> Callable[[Sequence[str], str, str], list[str]]:
-    """Loads a bundle, or a checkpoint of a run, and returns what translates."""
-    from hyperadapter.checkpoint.layout import choose_weights
-    from hyperadapter.config import RunConfig
-    from hyperadapter.core.schema import load_config
-    from hyperadapter.evaluation.translate import Translator, choose_device
-    from hyperadapter.serving.loader import load
-
-    if folder.is_dir() and not (folder / "config.yaml").exists():
-        if checkpoint != "newest":
-            raise click.UsageError(f"{folder} is a bundle, which has no checkpoints to choose from")
-        return partial(load(folder, device).translate, beam_size=beam_size)
-    overrides = () if beam_size is None else (f"evaluation.beam_size={beam_size}",)
-    config = load_config(RunConfig, folder / "config.yaml", overrides)
-    weights = choose_weights(folder, checkpoint, config.training.checkpoint)
-    return Translator.from_weights(weights, folder, config, choose_device(device)).translate
 
 
 @cli.command("run")

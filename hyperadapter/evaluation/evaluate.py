@@ -3,7 +3,8 @@
     RUN_DIR/evaluation/test/en-de.src.txt     the sources, one a line
                             en-de.ref.txt     the references
                             en-de.hyp.txt     the translations
-                            en-de.json        what was decoded, from which weights; comes last
+                            en-de.json        what was decoded, from which weights, and how it
+                                              scored; comes last
                             scores.json       all scores with their signatures; comes last of all
                             scores.some.json  the newest scores of some of the directions only
 
@@ -16,26 +17,35 @@ which stands in the training text (near-duplicates). What scores do not show sta
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import time
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from data_pipeline.bitext import pair_of, read_split
+from data_pipeline.progress import track
 from data_pipeline.tokenizer import Tokenizer
 from hyperadapter.checkpoint.layout import choose_weights
 from hyperadapter.checkpoint.weights import load_info
 from hyperadapter.config import EvaluationConfig, RunConfig
 from hyperadapter.core.errors import ConfigError, DataError
-from hyperadapter.core.files import read_json, sha256_file, write_json, write_text
+from hyperadapter.core.files import sha256_file, write_json
 from hyperadapter.core.languages import Direction, parse_direction
-from hyperadapter.core.schema import StrictModel, flat_params, load_config, parse_config
+from hyperadapter.core.schema import flat_params, load_config
+from hyperadapter.evaluation.direction_files import Decoded, DirectionFiles, digest
 from hyperadapter.evaluation.groups import TrainPairs, group_averages, macro_averages
+from hyperadapter.evaluation.pool import (
+    Chunk,
+    DecodingSpec,
+    TranslatedChunk,
+    search_identity,
+    threads_of,
+    translate_all,
+)
 from hyperadapter.evaluation.quality import LanguageJudge, judge_translations
 from hyperadapter.evaluation.results import (
     SCORES_FILE,
@@ -46,8 +56,9 @@ from hyperadapter.evaluation.results import (
     evaluation_folder,
     load_result,
     read_lines,
+    result_settings,
 )
-from hyperadapter.evaluation.score import Scores, require_models, score_corpus
+from hyperadapter.evaluation.score import CorpusScorer, Scores, require_models
 from hyperadapter.evaluation.test_sets import TestSet
 from hyperadapter.evaluation.translate import Translator, tokenizer_folder
 
@@ -56,28 +67,10 @@ __all__ = ["SUBSET_FILE", "covers_all", "evaluate", "evaluate_test_set", "load_r
 log = logging.getLogger(__name__)
 
 SUBSET_FILE = "scores.some.json"
-# What translations depend on; new metrics do not ask for new translations.
-_SEARCH_FIELDS = {
-    "beam_size",
-    "length_penalty",
-    "max_length_ratio",
-    "max_length_extra",
-    "batch_sentences",
-    "max_sentences",
-}
-
-
+# Small enough that processes share a direction, large enough for batches of similar length.
+_CHUNK_BATCHES = 4
 # Where a model is the same although these differ.
 _NO_DIFFERENCE = {"dropout", "adapter.generation", "adapter.hyper_network.dropout"}
-
-
-class _Decoded(StrictModel):
-    """What `<direction>.json` holds: the manifest of the three text files."""
-
-    fingerprint: str
-    sentences: int
-    decoding_s: float
-    hyp_sha256: str
 
 
 class _HeldOut(NamedTuple):
@@ -128,15 +121,13 @@ def evaluate(
     evaluation = _Evaluation(run_dir, config, split, device, checkpoint)
     chosen = tuple(map(parse_direction, dict.fromkeys(directions)))
     everything = config.data.resolved_directions()
-    results = [
-        evaluation.direction(held_out)
-        for held_out in _read_held_out(config, split, chosen or everything)
-    ]
-    if not results:
+    held_out = _read_held_out(config, split, chosen or everything)
+    if not held_out:
         raise DataError(
             f"the {split} split in {config.data.folder}/clean is empty for every direction asked "
             f"for; raise data.split.{split}_fraction and build the data anew"
         )
+    results = evaluation.results(held_out)
     return evaluation.write(results, SCORES_FILE if covers_all(config, directions) else SUBSET_FILE)
 
 
@@ -171,8 +162,8 @@ def evaluate_test_set(
     _require_languages(test_set.direction, config)
     evaluation = _Evaluation(run_dir, config, test_set.name, device, checkpoint)
     others = evaluation.earlier(test_set)
-    new = evaluation.direction(_HeldOut(test_set.direction, test_set.src, test_set.ref, None))
-    return evaluation.write([*others, new], SCORES_FILE)
+    held_out = _HeldOut(test_set.direction, test_set.src, test_set.ref, None)
+    return evaluation.write([*others, *evaluation.results([held_out])], SCORES_FILE)
 
 
 def _require_same(run_dir: Path, config: RunConfig) -> None:
@@ -261,27 +252,82 @@ class _Evaluation:
         self._path = choose_weights(run_dir, checkpoint, config.training.checkpoint)
         self._info, self._weights = load_info(self._path), sha256_file(self._path)
         self._run_dir, self._config, self._name = run_dir, config, name
-        self._settings = config.evaluation
+        self._settings = result_settings(config.evaluation)
+        self._num_processes = config.evaluation.num_processes
         self._device = torch.device(device)
         self._folder = evaluation_folder(run_dir, name)
         self._judge = LanguageJudge(config.data.languages, config.evaluation.quality)
         self._train_pairs = TrainPairs(config)
 
     @cached_property
-    def _translator(self) -> Translator:
-        return Translator.from_weights(self._path, self._run_dir, self._config, self._device)
-
-    @cached_property
     def _tokenizer(self) -> Tokenizer:
         return Tokenizer.load(tokenizer_folder(self._run_dir, self._config))
 
-    def direction(self, held_out: _HeldOut) -> DirectionResult:
-        """Translates and scores one direction."""
+    def results(self, held_out: Sequence[_HeldOut]) -> list[DirectionResult]:
+        """Translates and scores directions; one is scored while processes translate the next."""
+        files = [self._files(item) for item in held_out]
+        size = self._settings.batch_sentences * _CHUNK_BATCHES
+        work = {
+            item.direction: _cut(item, size)
+            for item, its in zip(held_out, files, strict=True)
+            if not its.decoded
+        }
+        chunks = [chunk for part, _ in work.values() for chunk in part]
+        load = partial(Translator.from_weights, self._path, self._run_dir, self._config)
+        spec = DecodingSpec(load, self._settings, self._device.type)
+        found = []
+        with closing(translate_all(spec, chunks, self._num_processes)) as translated:
+            done = track(translated, len(chunks), "translating")
+            for item, its in zip(held_out, files, strict=True):
+                if its.decoded:
+                    its.save_sides(item.src, item.ref)
+                else:
+                    hyp, seconds = _collect(done, work[item.direction][1])
+                    seconds /= min(self._num_processes, len(chunks))
+                    its.save(item.src, item.ref, hyp, seconds)
+                    log.info(
+                        "%s: %d sentences decoded in %.1f s", item.direction, len(hyp), seconds
+                    )
+                found.append(self._result(item, its))
+        return found
+
+    def _files(self, held_out: _HeldOut) -> DirectionFiles:
+        search = search_identity(self._settings)
+        search["max_sentences"] = self._settings.max_sentences
+        name = str(held_out.direction)
+        fingerprint = digest(self._weights, search, self._device.type, name, held_out.src)
+        return DirectionFiles(self._folder, name, fingerprint)
+
+    def _result(self, held_out: _HeldOut, files: DirectionFiles) -> DirectionResult:
+        """Scores a direction, unless it was scored before."""
+        direction, settings, data = held_out.direction, self._settings, self._config.data
+        basis = [
+            held_out.src,
+            held_out.ref,
+            held_out.fresh,
+            settings.model_dump(
+                mode="json",
+                include={"metrics", "quality", "max_length_ratio", "max_length_extra"},
+            ),
+            data.languages,
+            data.tags.encoder,
+            self._info.tokenizer,
+        ]
+        result = files.result(basis, partial(self._score, held_out, files.translations))
+        training = {
+            "train_pairs": self._train_pairs.count(direction),
+            "zero_shot": self._train_pairs.is_zero_shot(direction),
+        }
+        return result.model_copy(update=training)
+
+    def _score(
+        self, held_out: _HeldOut, translations: Callable[[], list[str]], decoded: Decoded
+    ) -> DirectionResult:
         direction, src, ref, fresh = held_out
-        decoded = self._decode(held_out)
-        hyp = read_lines(self._folder / f"{direction}.hyp.txt")
-        model, model_fresh = self._scores(hyp, held_out)
-        copy, copy_fresh = self._scores(src, held_out)
+        hyp = translations()
+        scorer = CorpusScorer(ref, direction.tgt, self._settings.metrics)
+        model, model_fresh = _scores(scorer, hyp, fresh)
+        copy, copy_fresh = _scores(scorer, src, fresh)
         quality, quality_references = (
             judge_translations(
                 src, texts, direction.tgt, self._judge, self._tokenizer, self._config
@@ -299,8 +345,6 @@ class _Evaluation:
             copy_source_no_near_duplicates=copy_fresh,
             quality=quality,
             quality_references=quality_references,
-            train_pairs=self._train_pairs.count(direction),
-            zero_shot=self._train_pairs.is_zero_shot(direction),
             hyp_sha256=decoded.hyp_sha256,
         )
 
@@ -348,64 +392,53 @@ class _Evaluation:
             macro=macro_averages(results, pivot),
             groups=group_averages(results, pivot, self._settings.groups),
             unknown_languages=self._judge.unknown,
-            speed=_speed(results, self._settings, self._device),
+            speed=_speed(results, self._settings, self._device, self._num_processes),
         )
         write_json(self._folder / file, result.model_dump(mode="json"))
         return result
 
-    def _decode(self, held_out: _HeldOut) -> _Decoded:
-        """Makes the files of one direction, unless they are there already."""
-        name, folder = str(held_out.direction), self._folder
-        search = self._settings.model_dump(mode="json", include=_SEARCH_FIELDS)
-        identity = [self._weights, search, self._device.type, name, held_out.src]
-        fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        manifest, hyp = folder / f"{name}.json", folder / f"{name}.hyp.txt"
-        if manifest.is_file() and hyp.is_file():
-            try:
-                decoded = parse_config(_Decoded, read_json(manifest), str(manifest))
-            except (ConfigError, DataError) as error:
-                log.warning("%s is decoded again: %s", name, error)
-            else:
-                if decoded.fingerprint == fingerprint and decoded.hyp_sha256 == sha256_file(hyp):
-                    log.info("%s was decoded before with the same weights and settings", name)
-                    # Sources may have been lost, references changed without them.
-                    _write_lines(folder / f"{name}.src.txt", held_out.src)
-                    _write_lines(folder / f"{name}.ref.txt", held_out.ref)
-                    return decoded
-        started = time.perf_counter()
-        translations = self._translator.translate(held_out.src, *held_out.direction)
-        decoding_s = time.perf_counter() - started
-        _write_lines(folder / f"{name}.src.txt", held_out.src)
-        _write_lines(folder / f"{name}.ref.txt", held_out.ref)
-        _write_lines(hyp, translations)
-        decoded = _Decoded(
-            fingerprint=fingerprint,
-            sentences=len(translations),
-            decoding_s=decoding_s,
-            hyp_sha256=sha256_file(hyp),
-        )
-        write_json(manifest, decoded.model_dump())
-        log.info("%s: %d sentences decoded in %.1f s", name, len(translations), decoding_s)
-        return decoded
 
-    def _scores(self, lines: Sequence[str], held_out: _HeldOut) -> tuple[Scores, Scores | None]:
-        """Scores all lines, and those that are no near-duplicates."""
-        tgt, fresh, metrics = held_out.direction.tgt, held_out.fresh, self._settings.metrics
-        whole = score_corpus(lines, held_out.ref, tgt, metrics)
-        if not fresh:
-            return whole, None
-        if len(fresh) == len(lines):
-            return whole, whole
-        few = [lines[i] for i in fresh], [held_out.ref[i] for i in fresh]
-        return whole, score_corpus(*few, tgt, metrics)
+def _cut(held_out: _HeldOut, size: int) -> tuple[list[Chunk], list[int]]:
+    """Cuts a direction into chunks of similar length, the longest first: the last ones are short,
+    and processes end at about the same time.
+
+    Returns:
+        The chunks, and the numbers of their sentences.
+    """
+    src, direction = held_out.src, held_out.direction
+    order = sorted(range(len(src)), key=lambda row: len(src[row]), reverse=True)
+    parts = [order[start : start + size] for start in range(0, len(order), size)]
+    return [Chunk(*direction, [src[row] for row in part]) for part in parts], order
 
 
-def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    write_text(path, "".join(f"{line}\n" for line in lines))
+def _collect(
+    translated: Iterator[TranslatedChunk], order: Sequence[int]
+) -> tuple[list[str], float]:
+    """Takes as many chunks as a direction has, and puts its translations in order."""
+    found: list[str] = [""] * len(order)
+    done, seconds = 0, 0.0
+    while done < len(order):
+        chunk = next(translated)
+        for row, hypotheses in zip(order[done:], chunk.translations, strict=False):
+            found[row] = hypotheses[0].text
+        done += len(chunk.translations)
+        seconds += chunk.seconds
+    return found, seconds
+
+
+def _scores(
+    scorer: CorpusScorer, lines: Sequence[str], fresh: list[int] | None
+) -> tuple[Scores, Scores | None]:
+    """Scores all lines, and those that are no near-duplicates."""
+    whole, *part = scorer.scores(lines, [fresh] if fresh else [])
+    return whole, part[0] if part else None
 
 
 def _speed(
-    results: Sequence[DirectionResult], settings: EvaluationConfig, device: torch.device
+    results: Sequence[DirectionResult],
+    settings: EvaluationConfig,
+    device: torch.device,
+    num_processes: int,
 ) -> DecodingSpeed:
     sentences = sum(result.sentences for result in results)
     seconds = sum(result.decoding_s for result in results)
@@ -416,5 +449,6 @@ def _speed(
         batch_sentences=settings.batch_sentences,
         beam_size=settings.beam_size,
         device=device.type,
-        threads=torch.get_num_threads(),
+        threads=threads_of(num_processes),
+        world_size=num_processes,
     )

@@ -27,6 +27,7 @@ __all__ = [
     "evaluation_folder",
     "load_result",
     "read_lines",
+    "result_settings",
 ]
 
 HeldOutSplit: TypeAlias = Literal["valid", "test"]
@@ -41,7 +42,7 @@ class DirectionResult(StrictModel):
         sentences: How many were translated.
         near_duplicates: How many of them are near-duplicates of training text; None for a test set
             that was brought along, in which nobody has looked for them.
-        decoding_s: Seconds that translating took.
+        decoding_s: Seconds that translating took: those of all processes over their number.
         model: Scores of the translations.
         copy_source: Scores of the sources, as if they were translations.
         model_no_near_duplicates: The same without near-duplicates; None if nothing else is there.
@@ -93,13 +94,13 @@ class DecodingSpeed(StrictModel):
 
     Attributes:
         sentences: Sentences translated.
-        seconds: Time it took, tokenizer included.
+        seconds: Time it took, tokenizer included: that of all processes over their number.
         sentences_per_s: The one over the other.
         batch_sentences: Sentences decoded together.
         beam_size: Hypotheses kept.
         device: `cpu` or `cuda`.
-        threads: Of torch.
-        world_size: Processes that shared the work: one.
+        threads: Of torch, in each process.
+        world_size: Processes that share the work; what was done before may be of other numbers.
     """
 
     sentences: int
@@ -109,7 +110,7 @@ class DecodingSpeed(StrictModel):
     beam_size: int
     device: str
     threads: int
-    world_size: Literal[1] = 1
+    world_size: int = 1
 
 
 class EvaluationResult(StrictModel):
@@ -121,7 +122,7 @@ class EvaluationResult(StrictModel):
         fingerprint: Of the configuration that trained it.
         weights_sha256: Checksum of its weights.
         pivot: Language of the macro averages' names.
-        settings: How it was decoded.
+        settings: How it was decoded and scored, see `result_settings`.
         directions: Scores of every direction.
         macro: Averages over directions, see `groups.macro_averages`.
         groups: Averages over groups of directions, see `groups.group_averages`.
@@ -140,6 +141,12 @@ class EvaluationResult(StrictModel):
     groups: dict[str, GroupAverage] = Field(default_factory=dict)
     unknown_languages: tuple[str, ...] = ()
     speed: DecodingSpeed
+
+
+def result_settings(evaluation: EvaluationConfig) -> EvaluationConfig:
+    """Returns settings as results carry them: without the number of processes, which decides none
+    of what they hold."""
+    return evaluation.model_copy(update={"num_processes": 1})
 
 
 def evaluation_folder(run_dir: Path, split: str) -> Path:

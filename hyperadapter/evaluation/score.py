@@ -12,7 +12,7 @@ error that says where it belongs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, get_args
 
@@ -33,6 +33,7 @@ __all__ = [
     "BASIC_METRICS",
     "METRICS",
     "METRIC_NAMES",
+    "CorpusScorer",
     "Metric",
     "Score",
     "Scores",
@@ -56,6 +57,7 @@ _CHINESE_SCRIPTS = {"Hans", "Hant"}
 # No spaces between words, or (Korean) between what a 4-gram should count.
 _CHARACTER_SCRIPTS = {"Jpan", "Khmr", "Kore", "Laoo", "Mymr", "Thai", "Tibt"}
 _SPBLEU_TOKENIZER = "flores200"
+_NUMBERS_OF_A_KIND = 3  # of n-grams, in chrF: of the hypothesis, of the reference, matching
 
 Statistics: TypeAlias = NDArray[np.float64]
 
@@ -138,16 +140,83 @@ def require_models(metrics: Sequence[Metric]) -> None:
         )
 
 
-def _build_metric(metric: Metric, tgt: str) -> Any:
+def _build_metric(metric: Metric, tgt: str, references: list[list[str]] | None = None) -> Any:
     # force: no warning for text that looks tokenized; it changes no figure.
     if metric == "bleu":
-        return BLEU(tokenize=bleu_tokenizer(tgt), force=True)
+        return BLEU(tokenize=bleu_tokenizer(tgt), force=True, references=references)
     if metric == "spbleu":
         require_models((metric,))
-        return BLEU(tokenize=_SPBLEU_TOKENIZER, force=True)
+        return BLEU(tokenize=_SPBLEU_TOKENIZER, force=True, references=references)
     if metric == "ter":
-        return TER()
-    return CHRF(word_order=2 if metric == "chrfpp" else 0)
+        return TER(references=references)
+    return CHRF(word_order=2 if metric == "chrfpp" else 0, references=references)
+
+
+class CorpusScorer:
+    """Scores several systems, and parts of their sentences, against the same references.
+
+    What a sentence adds to a score is counted once for all sentences and any part of them, the
+    references' n-grams once for all systems, and chrF's n-grams are taken from chrF++'s.
+
+    Args:
+        references: One for each sentence.
+        tgt: Their language.
+        metrics: What to compute.
+
+    Raises:
+        ConfigError: The model of spBLEU is missing.
+        DataError: There are no references.
+    """
+
+    def __init__(
+        self, references: Sequence[str], tgt: str, metrics: Sequence[Metric] = BASIC_METRICS
+    ) -> None:
+        self._references, self._tgt = list(references), tgt
+        _check_lines(self._references, self._references, tgt)
+        # chrF's statistics are the first of chrF++'s: characters come before words.
+        self._counted_as: dict[Metric, Metric] = {
+            name: "chrfpp" if name == "chrf" and "chrfpp" in metrics else name for name in metrics
+        }
+        self._scorers = {
+            name: _build_metric(
+                name, tgt, [self._references] if name in self._counted_as.values() else None
+            )
+            for name in metrics
+        }
+
+    def scores(
+        self, hypotheses: Sequence[str], parts: Sequence[Sequence[int]] = ()
+    ) -> tuple[Scores, ...]:
+        """Scores a system.
+
+        Args:
+            hypotheses: One for each reference.
+            parts: Numbers of sentences, at least one in each.
+
+        Returns:
+            The scores of all sentences, then those of each part.
+
+        Raises:
+            DataError: The two sides differ in length.
+        """
+        _check_lines(hypotheses, self._references, self._tgt)
+        counts = {
+            name: self._scorers[name]._extract_corpus_statistics(hypotheses, None)
+            for name in set(self._counted_as.values())
+        }
+        return tuple(self._sum(counts, rows) for rows in (range(len(self._references)), *parts))
+
+    def _sum(self, counts: Mapping[Metric, Any], rows: Sequence[int]) -> Scores:
+        found = {}
+        for name, scorer in self._scorers.items():
+            lines = [counts[self._counted_as[name]][row] for row in rows]
+            if self._counted_as[name] != name:
+                lines = [line[: _NUMBERS_OF_A_KIND * scorer.order] for line in lines]
+                # What it learns from references that it never saw.
+                scorer.num_refs = self._scorers[self._counted_as[name]].num_refs
+            value = float(scorer._aggregate_and_compute(lines).score)
+            found[name] = Score(metric=name, value=value, signature=str(scorer.get_signature()))
+        return Scores(**found)
 
 
 def score_corpus(
@@ -163,12 +232,7 @@ def score_corpus(
         DataError: There is nothing to score, or the two sides differ in length.
     """
     _check_lines(hypotheses, references, tgt)
-    scores = {}
-    for name in metrics:
-        metric = _build_metric(name, tgt)
-        value = float(metric.corpus_score(hypotheses, [references]).score)
-        scores[name] = Score(metric=name, value=value, signature=str(metric.get_signature()))
-    return Scores(**scores)
+    return CorpusScorer(references, tgt, metrics).scores(hypotheses)[0]
 
 
 def sentence_statistics(

@@ -175,9 +175,10 @@ def signature_lines(result: EvaluationResult) -> list[str]:
         for (name, signature), who in users.items()
     ]
     speed = result.speed
+    processes = "process" if speed.world_size == 1 else "processes"
     lines.append(
         f"decoded {speed.sentences_per_s:.1f} sentences/s on {speed.world_size} {speed.device} "
-        f"process with {speed.threads} threads, beam {speed.beam_size}, batches of "
+        f"{processes} with {speed.threads} threads, beam {speed.beam_size}, batches of "
         f"{speed.batch_sentences} sentences"
     )
     return lines

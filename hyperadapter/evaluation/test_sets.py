@@ -20,12 +20,11 @@ from data_pipeline.formats.text_files import iter_lines
 from hyperadapter.core.errors import DataError
 from hyperadapter.core.languages import Direction, parse_direction
 
-__all__ = ["TestSet", "read_test_set"]
+__all__ = ["TestSet", "read_pairs", "read_test_set"]
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 _RESERVED = ("test", "valid")
 _COMPRESSED = (".gz", ".xz", ".zst")
-_WHERE = "--test-set"
 _BOM = "\ufeff"
 _Row = tuple[int, str, str]
 
@@ -61,18 +60,37 @@ def read_test_set(paths: Sequence[Path], direction: str, name: str | None = None
         DataError: A file is missing or holds something else; the message names the line.
         LanguageError: `direction` is none.
     """
-    if len(paths) not in (1, 2):
-        raise DataError(
-            f"--test-set takes one file of pairs, or two aligned files, but {len(paths)} are given"
-        )
     name = _plain_name(paths[0], direction) if name is None else name
     if not _NAME.fullmatch(name) or name in _RESERVED:
         raise DataError(
             f"a test set cannot be called {name!r}: --name takes letters, digits, '.', '_' and "
             f"'-', and {' and '.join(_RESERVED)} are the run's own splits"
         )
-    rows = _iter_pairs(paths[0]) if len(paths) == 1 else _iter_aligned(*paths)
-    test_set = TestSet(name, parse_direction(direction), [], [])
+    return TestSet(name, parse_direction(direction), *read_pairs(paths, "--test-set"))
+
+
+def read_pairs(paths: Sequence[Path], option: str) -> tuple[list[str], list[str]]:
+    """Reads pairs of sentences from files of the forms above.
+
+    Args:
+        paths: One file of pairs, or two aligned ones.
+        option: Which of the command line's options named them, for errors.
+
+    Returns:
+        Sources and references, line by line; at least one.
+
+    Raises:
+        DataError: A file is missing or holds something else; the message names the line.
+    """
+    if len(paths) not in (1, 2):
+        raise DataError(
+            f"{option} takes one file of pairs, or two aligned files, but {len(paths)} are given"
+        )
+    rows = (
+        _iter_pairs(paths[0], option) if len(paths) == 1 else _iter_aligned(*paths, option=option)
+    )
+    sources: list[str] = []
+    references: list[str] = []
     for number, src, ref in rows:
         if number == 1:  # a mark that Windows puts before the first line
             src, ref = src.removeprefix(_BOM), ref.removeprefix(_BOM)
@@ -83,11 +101,11 @@ def read_test_set(paths: Sequence[Path], direction: str, name: str | None = None
                 raise DataError(
                     f"{paths[0]}:{number} has a line break in its {side}; a text is one line here"
                 )
-        test_set.src.append(src)
-        test_set.ref.append(ref)
-    if not test_set.src:
-        raise DataError(f"{paths[0]} is empty; a test set needs at least one line")
-    return test_set
+        sources.append(src)
+        references.append(ref)
+    if not sources:
+        raise DataError(f"{paths[0]} is empty; {option} needs at least one line")
+    return sources, references
 
 
 def _plain_name(path: Path, direction: str) -> str:
@@ -99,16 +117,16 @@ def _plain_name(path: Path, direction: str) -> str:
     return stem
 
 
-def _iter_pairs(path: Path) -> Iterator[_Row]:
+def _iter_pairs(path: Path, option: str) -> Iterator[_Row]:
     endings = [suffix for suffix in path.suffixes if suffix not in _COMPRESSED]
     ending = endings[-1] if endings else ""
     if ending not in (".tsv", ".jsonl"):
         raise DataError(
-            f"{path} is no test set by its ending {ending!r}: one file is .tsv (source, tab, "
+            f"{path} holds no pairs by its ending {ending!r}: one file is .tsv (source, tab, "
             'reference) or .jsonl ({"src": ..., "ref": ...} on each line); for two aligned files '
-            "give --test-set twice, the sources first"
+            f"give {option} twice, the sources first"
         )
-    for number, line in enumerate(iter_lines(path, _WHERE), 1):
+    for number, line in enumerate(iter_lines(path, option), 1):
         if line is None:
             raise DataError(f"{path}:{number} is longer than a megabyte; that is no sentence")
         src, ref = _split_columns(line, path, number) if ending == ".tsv" else _parse_object(
@@ -142,8 +160,8 @@ def _parse_object(line: str, path: Path, number: int) -> tuple[str, str]:
     return texts[0], texts[1]
 
 
-def _iter_aligned(src_path: Path, ref_path: Path) -> Iterator[_Row]:
-    columns = [list(iter_lines(path, _WHERE)) for path in (src_path, ref_path)]
+def _iter_aligned(src_path: Path, ref_path: Path, *, option: str) -> Iterator[_Row]:
+    columns = [list(iter_lines(path, option)) for path in (src_path, ref_path)]
     if len(columns[0]) != len(columns[1]):
         raise DataError(
             f"{src_path} has {len(columns[0]):,} lines but {ref_path} has {len(columns[1]):,}; "

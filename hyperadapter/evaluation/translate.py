@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from data_pipeline.progress import track
 from data_pipeline.ragged import Ragged
 from data_pipeline.stream.batching import BatchLayout, build_prompts
-from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer import UNK_ID, Tokenizer
 from hyperadapter.checkpoint.layout import choose_weights
 from hyperadapter.checkpoint.weights import LoadedModel, WeightsInfo, load_model
 from hyperadapter.config import EvaluationConfig, RunConfig
 from hyperadapter.core.errors import CheckpointError, ConfigError, LanguageError, nearest
 from hyperadapter.core.languages import Direction
 from hyperadapter.core.schema import load_config
-from hyperadapter.evaluation.search import beam_search
+from hyperadapter.evaluation.search import Hypothesis, check_options, search_n_best
 from hyperadapter.model.adapters import AdapterWeights
 from hyperadapter.model.batch import Batch
 from hyperadapter.model.seq2seq import Seq2Seq
@@ -35,8 +35,10 @@ from hyperadapter.model.seq2seq import Seq2Seq
 __all__ = [
     "DirectionState",
     "TextTranslator",
+    "Translation",
     "Translator",
     "choose_device",
+    "plain_text",
     "tokenizer_folder",
 ]
 
@@ -66,6 +68,13 @@ class DirectionState(NamedTuple):
 
     layout: BatchLayout
     adapters: AdapterWeights | None
+
+
+class Translation(NamedTuple):
+    """A translation as text; its score is that of its `Hypothesis`."""
+
+    text: str
+    score: float
 
 
 class TextTranslator(ABC):
@@ -121,18 +130,60 @@ class TextTranslator(ABC):
             LanguageError: A language is not among the run's, or the run cannot translate the
                 direction.
         """
+        found = self.translate_n_best(texts, src, tgt, evaluation)
+        return [best.text for best, *_ in found]
+
+    def translate_n_best(
+        self,
+        texts: Sequence[str],
+        src: str,
+        tgt: str,
+        evaluation: EvaluationConfig | None = None,
+        *,
+        n_best: int = 1,
+        prefixes: Sequence[str] | None = None,
+    ) -> list[list[Translation]]:
+        """Finds several translations of each text.
+
+        Args:
+            texts: One sentence each; an empty one has one translation, empty, of score 0.
+            src: Language of the texts, as in data.languages.
+            tgt: Language to translate to.
+            evaluation: How to search, where it is not as usual.
+            n_best: How many translations of each text; at most beam_size without sampling.
+            prefixes: What the translations of each text begin with, possibly nothing. End them at
+                the end of a word: what follows may go on with the word or begin a new one.
+
+        Returns:
+            For each text, in order, its translations, each on one line. They are the best that the
+            search found, best first, and may be fewer; or with sampling as many draws, in their
+            order.
+
+        Raises:
+            ConfigError: The options do not go together.
+            LanguageError: A language is not among the run's, or the run cannot translate the
+                direction.
+        """
         direction = Direction(src, tgt)
         state, evaluation = self._state(direction), evaluation or self.evaluation
+        check_options(evaluation, n_best)
+        forced = None if prefixes is None else self._encode_prefixes(prefixes, len(texts))
         filled = [index for index, text in enumerate(texts) if text.strip()]
-        pieces = self.tokenizer.encode([_plain(texts[index]) for index in filled])
+        pieces = self.tokenizer.encode([plain_text(texts[index]) for index in filled])
         self._warn_of_long(pieces)
-        translations = [""] * len(texts)
+        translations = [[Translation("", 0.0)]] * len(texts)
         batches = _batches(pieces, evaluation.batch_sentences)
         for rows in track(batches, len(batches), f"translating {direction}"):
-            outputs = self._search(state, [pieces[row] for row in rows], evaluation)
-            for row, text in zip(rows, self.tokenizer.decode(outputs), strict=True):
-                # Byte pieces can spell line breaks.
-                translations[filled[row]] = " ".join(text.split())
+            found = search_n_best(
+                self.model,
+                self._prompts(state, [pieces[row] for row in rows]),
+                state.adapters,
+                evaluation,
+                n_best=n_best,
+                prefixes=None if forced is None else [forced[filled[row]] for row in rows],
+            )
+            for row, hypotheses in zip(rows, found, strict=True):
+                translations[filled[row]] = self._as_text(hypotheses)
         return translations
 
     def _state(self, direction: Direction) -> DirectionState:
@@ -143,15 +194,35 @@ class TextTranslator(ABC):
             del self._states[next(iter(self._states))]
         return state
 
-    def _search(
-        self, state: DirectionState, pieces: Sequence[Pieces], evaluation: EvaluationConfig
-    ) -> list[tuple[int, ...]]:
+    def _prompts(self, state: DirectionState, pieces: Sequence[Pieces]) -> Batch:
         prompts, _ = build_prompts(
             state.layout, np.zeros(len(pieces), np.int64), Ragged.from_sequences(pieces)
         )
-        batch = Batch.from_micro_batch(prompts, self._device)
-        found = beam_search(self.model, batch, state.adapters, evaluation)
-        return [hypothesis.ids for hypothesis in found]
+        return Batch.from_micro_batch(prompts, self._device)
+
+    def _encode_prefixes(self, prefixes: Sequence[str], num_texts: int) -> list[list[int]]:
+        if isinstance(prefixes, str) or len(prefixes) != num_texts:
+            count = "one text" if isinstance(prefixes, str) else len(prefixes)
+            raise ConfigError(
+                f"prefixes is {count}, but there are {num_texts} texts; give one prefix for each, "
+                "which may be empty"
+            )
+        encoded = self.tokenizer.encode([plain_text(prefix) for prefix in prefixes])
+        for prefix, ids in zip(prefixes, encoded, strict=True):
+            if UNK_ID in ids:
+                raise ConfigError(
+                    f"the prefix {prefix!r} has characters that the tokenizer does not know, and a "
+                    "translation cannot have them; leave them out"
+                )
+        return [ids.tolist() for ids in encoded]
+
+    def _as_text(self, hypotheses: Sequence[Hypothesis]) -> list[Translation]:
+        texts = self.tokenizer.decode([hypothesis.ids for hypothesis in hypotheses])
+        return [
+            # Byte pieces can spell line breaks.
+            Translation(" ".join(text.split()), hypothesis.score)
+            for text, hypothesis in zip(texts, hypotheses, strict=True)
+        ]
 
     @property
     def _device(self) -> torch.device:
@@ -176,7 +247,7 @@ def tokenizer_folder(run_dir: Path, config: RunConfig) -> Path:
     return own if own.is_dir() else Path(config.data.folder) / "tokenizer"
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """Writes a text as training text is written: composed characters, single spaces, no BOM."""
     return unicodedata.normalize("NFC", " ".join(text.replace("\ufeff", "").split()))
 

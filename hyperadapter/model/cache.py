@@ -14,6 +14,9 @@ Most hypotheses die after a few steps. Slots that nobody sees are left behind wh
 copied: when they are full, or when sentences are done. So there are hardly more slots in use than
 positions, not K times as many.
 
+On request the last layer also adds up what each hypothesis has looked at, its coverage. The fused
+attention says no probabilities, so they are computed beside it, and only then.
+
 Shape legend: A sentences, K hypotheses of each, R = A K rows of the decoder, F filled slots, C all
 slots, N heads, H head, S source positions.
 """
@@ -96,12 +99,17 @@ class LayerCache:
         cross: The encoder's keys and values [A, N, S, H].
         slots: Shared by all layers.
         num_slots: Room to begin with.
+
+    Attributes:
+        coverage_AKS: Probabilities with which each hypothesis looked at its source, summed over its
+            positions; None where nobody wants to know.
     """
 
     def __init__(self, cross: tuple[Tensor, Tensor], slots: _Slots, num_slots: int) -> None:
         keys_ANSH, values_ANSH = cross
         self.cross = keys_ANSH.contiguous(), values_ANSH.contiguous()
         self.cross_mask: Tensor | None = None
+        self.coverage_AKS: Tensor | None = None
         self._slots = slots
         num_sentences, num_heads, _, head_dim = keys_ANSH.shape
         shape = num_sentences, num_heads, num_slots, head_dim
@@ -125,7 +133,19 @@ class LayerCache:
         Returns:
             What each head found [R, N, H].
         """
+        if self.coverage_AKS is not None:
+            self.coverage_AKS = self.coverage_AKS + self._cross_probabilities(q_RNH)
         return self._attend(q_RNH, *self.cross, self.cross_mask)
+
+    def _cross_probabilities(self, q_RNH: Tensor) -> Tensor:
+        """Returns the mean over heads of where every row looks in its source [A, K, S]."""
+        keys_ANSH, _ = self.cross
+        q_ANKH = self._by_sentence(q_RNH * keys_ANSH.size(3) ** -0.5)
+        scores_ANKS = (q_ANKH @ keys_ANSH.transpose(2, 3)).float()
+        if self.cross_mask is not None:
+            scores_ANKS = scores_ANKS + self.cross_mask.float()
+        probabilities_AKS: Tensor = scores_ANKS.softmax(dim=3).mean(dim=1)
+        return probabilities_AKS
 
     def _by_sentence(self, x_RNH: Tensor) -> Tensor:
         """[R, N, H] to [A, N, K, H]."""
@@ -175,6 +195,21 @@ class DecoderCache:
         """Slots of each sentence, filled or not."""
         return self.layers[0].own[0].size(2)
 
+    def count_coverage(self, counted_AS: Tensor) -> None:
+        """Adds up from now on what the last layer looks at; there is one hypothesis each so far.
+
+        Args:
+            counted_AS: True at the source positions that matter; all others count as looked at.
+        """
+        self.layers[-1].coverage_AKS = (~counted_AS)[:, None].float()
+
+    def uncovered(self) -> Tensor:
+        """Returns the sum over source positions of log(min(coverage, 1)) [A, K]: 0 or less."""
+        coverage_AKS = self.layers[-1].coverage_AKS
+        assert coverage_AKS is not None, "coverage was not asked for"
+        # The sum of probabilities that are all rounded to 0 is no reason for minus infinity.
+        return coverage_AKS.clamp(torch.finfo(torch.float32).tiny, 1.0).log().sum(dim=2)
+
     def advance(self) -> None:
         """Ends a step: every hypothesis is one position longer."""
         self.length += 1
@@ -194,6 +229,10 @@ class DecoderCache:
         elif width > 1:
             seen_AKF = parents_AK.new_ones(num_sentences, width, slots.filled, dtype=torch.bool)
         slots.see(seen_AKF, slots.filled, width)
+        last = self.layers[-1]
+        if last.coverage_AKS is not None:
+            index_AKS = parents_AK[:, :, None].expand(-1, -1, last.coverage_AKS.size(2))
+            last.coverage_AKS = last.coverage_AKS.gather(1, index_AKS)
         self._make_room()
 
     def keep(self, sentences_A: Tensor) -> None:
@@ -201,6 +240,8 @@ class DecoderCache:
         for layer in self.layers:
             keys_ANSH, values_ANSH = layer.cross
             layer.cross = keys_ANSH[sentences_A], values_ANSH[sentences_A]
+            if layer.coverage_AKS is not None:
+                layer.coverage_AKS = layer.coverage_AKS[sentences_A]
         if self._padding_mask_AS is not None:
             self._mask_padding(self._padding_mask_AS[sentences_A])
         self._copy_slots(sentences_A)

@@ -27,7 +27,7 @@ from torch import Tensor
 from data_pipeline.config import DataConfig, TagsConfig, TokenizerConfig
 from hyperadapter.checkpoint.layout import FileRecord
 from hyperadapter.checkpoint.weights import load_weights
-from hyperadapter.config import EvaluationConfig, ModelConfig
+from hyperadapter.config import EvaluationConfig, ModelConfig, SamplingConfig
 from hyperadapter.core.errors import CheckpointError, ConfigError, DataError
 from hyperadapter.core.files import read_json, sha256_file, write_json
 from hyperadapter.core.languages import parse_direction
@@ -76,13 +76,19 @@ StoredNumber = Annotated[int, Field(ge=0)]
 
 
 class DecodingConfig(StrictModel):
-    """How to search, as in the evaluation group of a run."""
+    """How to search, as in the evaluation group of a run.
+
+    Keys with a default here came later: bundles that are older do not have them.
+    """
 
     beam_size: int
     length_penalty: float
     max_length_ratio: float
     max_length_extra: int
     batch_sentences: int
+    coverage_penalty: float = 0.0
+    no_repeat_ngram: int = 0
+    sampling: SamplingConfig | None = None
 
     @classmethod
     def of(cls, evaluation: EvaluationConfig) -> DecodingConfig:

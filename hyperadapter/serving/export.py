@@ -32,6 +32,7 @@ from hyperadapter.serving.bundle import (
     CARD_FILE,
     CONFIG_FILE,
     FORMAT,
+    MANIFEST_FILE,
     MODEL_FILE,
     TOKENIZER_FOLDER,
     BundleConfig,
@@ -41,7 +42,7 @@ from hyperadapter.serving.bundle import (
     is_bundle,
     write_manifest,
 )
-from hyperadapter.serving.card import write_card
+from hyperadapter.serving.card import CardFacts, write_card
 from hyperadapter.serving.fold import main_network_config
 from hyperadapter.serving.loader import check_weights
 
@@ -190,7 +191,7 @@ def export_bundle(
             save_for_all(part / ADAPTERS_FILE, stored)
         write_json(part / CONFIG_FILE, config.model_dump(mode="json"))
         sums = {file: sha256_file(part / file) for file in _weights_files(part)}
-        write_text(part / CARD_FILE, write_card(config, run_dir, run.weights, sums))
+        write_text(part / CARD_FILE, write_card(_facts(config, run), run_dir, run.weights, sums))
         manifest = write_manifest(part)
     total = sum(record.bytes for record in manifest.files.values())
     return ExportReport(
@@ -201,6 +202,21 @@ def export_bundle(
         other_bytes=total - main_bytes - adapter_bytes,
         bundle_bytes=total,
         left_out_bytes=run.num_provider_parameters() * _DTYPES[dtype].itemsize,
+    )
+
+
+def _facts(config: BundleConfig, run: TrainedRun) -> CardFacts:
+    return CardFacts(
+        name=config.name,
+        step=config.step,
+        fingerprint=config.fingerprint,
+        directions=config.directions,
+        has_adapters=run.config.model.adapter.kind != "none",
+        stored=config.dtype,
+        exact=config.dtype == "fp32",
+        max_sentence_tokens=config.max_sentence_tokens,
+        decoding=config.decoding,
+        checksums_file=MANIFEST_FILE,
     )
 
 

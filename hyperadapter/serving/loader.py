@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 import torch
 
@@ -26,7 +26,7 @@ from hyperadapter.checkpoint.layout import (
     read_manifest,
 )
 from hyperadapter.checkpoint.weights import load_weights
-from hyperadapter.config import EvaluationConfig, RunConfig
+from hyperadapter.config import EvaluationConfig, RunConfig, SamplingConfig
 from hyperadapter.core.errors import CheckpointError, ConfigError, DataError, LanguageError, nearest
 from hyperadapter.core.files import sha256_file
 from hyperadapter.core.languages import Direction
@@ -34,6 +34,7 @@ from hyperadapter.core.schema import load_config, parse_config
 from hyperadapter.evaluation.translate import (
     DirectionState,
     TextTranslator,
+    Translation,
     Translator,
     choose_device,
 )
@@ -48,12 +49,33 @@ from hyperadapter.serving.bundle import (
     load_adapters,
     read_bundle,
 )
+from hyperadapter.serving.ctranslate2 import CTranslate2Translator, is_ctranslate2
 
-__all__ = ["BundleTranslator", "TranslationModel", "check_weights", "load"]
+__all__ = ["BundleTranslator", "SearchOptions", "TranslationModel", "check_weights", "load"]
 
 log = logging.getLogger(__name__)
 
 _SHOWN = 20
+
+
+class SearchOptions(TypedDict, total=False):
+    """How to search in one call; what is not given is as in the bundle or run.
+
+    Attributes:
+        beam_size: Hypotheses kept, 1 is greedy; None is as usual.
+        batch_sentences: Sentences decoded together; None is as usual.
+        length_penalty: Log-probabilities are divided by the length to this power.
+        coverage_penalty: Weight of source positions that no output attends to.
+        no_repeat_ngram: Runs of so many pieces are produced once at most; 0: no limit.
+        sampling: Draws translations; None searches for the best.
+    """
+
+    beam_size: int | None
+    batch_sentences: int | None
+    length_penalty: float
+    coverage_penalty: float
+    no_repeat_ngram: int
+    sampling: SamplingConfig | None
 
 
 class TranslationModel:
@@ -65,7 +87,10 @@ class TranslationModel:
     """
 
     def __init__(
-        self, translator: TextTranslator, directions: Sequence[str], languages: Sequence[str]
+        self,
+        translator: TextTranslator | CTranslate2Translator,
+        directions: Sequence[str],
+        languages: Sequence[str],
     ) -> None:
         self._translator = translator
         self.directions = tuple(directions)
@@ -76,8 +101,7 @@ class TranslationModel:
         texts: Sequence[str],
         src: str,
         tgt: str,
-        beam_size: int | None = None,
-        batch_sentences: int | None = None,
+        **options: Unpack[SearchOptions],
     ) -> list[str]:
         """Translates sentences.
 
@@ -85,29 +109,65 @@ class TranslationModel:
             texts: One sentence each; an empty one gives an empty translation.
             src: Language of the texts.
             tgt: Language to translate to.
-            beam_size: Hypotheses kept, 1 is greedy; the bundle's or run's number if not given.
-            batch_sentences: Sentences decoded together; likewise.
+            options: How to search, see `SearchOptions`.
 
         Returns:
             One translation for each text, in order, each on one line.
 
         Raises:
-            ConfigError: `texts` is one text, or a size is below 1.
+            ConfigError: `texts` is one text, or an option has a value that is not allowed.
             LanguageError: A language or the direction is not there; the message lists what is.
         """
-        if isinstance(texts, str):
-            raise ConfigError("texts is one text; give a list of sentences, such as [text]")
-        return self._translator.translate(
-            texts, src, tgt, self._search_settings(beam_size, batch_sentences)
+        _refuse_one_text(texts)
+        return self._translator.translate(texts, src, tgt, self._search_settings(options))
+
+    def translate_n_best(
+        self,
+        texts: Sequence[str],
+        src: str,
+        tgt: str,
+        n_best: int = 1,
+        prefixes: Sequence[str] | None = None,
+        **options: Unpack[SearchOptions],
+    ) -> list[list[Translation]]:
+        """Finds several translations of each sentence, or some that begin as they should.
+
+        Args:
+            texts: One sentence each; an empty one has one translation, empty, of score 0.
+            src: Language of the texts.
+            tgt: Language to translate to.
+            n_best: How many translations of each text; at most beam_size without sampling.
+            prefixes: What the translations of each text begin with, possibly nothing.
+            options: How to search, see `SearchOptions`.
+
+        Returns:
+            For each text its translations with their scores, best first, or with sampling in the
+            order of the draws; see `TextTranslator.translate_n_best`.
+
+        Raises:
+            ConfigError: `texts` is one text, or an option has a value that is not allowed.
+            LanguageError: A language or the direction is not there; the message lists what is.
+        """
+        _refuse_one_text(texts)
+        return self._translator.translate_n_best(
+            texts, src, tgt, self._search_settings(options), n_best=n_best, prefixes=prefixes
         )
 
-    def _search_settings(
-        self, beam_size: int | None, batch_sentences: int | None
-    ) -> EvaluationConfig:
-        wanted = {"beam_size": beam_size, "batch_sentences": batch_sentences}
-        given = {name: value for name, value in wanted.items() if value is not None}
+    def _search_settings(self, options: SearchOptions) -> EvaluationConfig:
+        given = {
+            key: value
+            for key, value in options.items()
+            if value is not None or key not in ("beam_size", "batch_sentences")
+        }
+        if isinstance(sampling := options.get("sampling"), SamplingConfig):
+            given["sampling"] = sampling.model_dump(mode="json")
         tree = self._translator.evaluation.model_dump(mode="json") | given
         return parse_config(EvaluationConfig, tree, "translate")
+
+
+def _refuse_one_text(texts: Sequence[str]) -> None:
+    if isinstance(texts, str):
+        raise ConfigError("texts is one text; give a list of sentences, such as [text]")
 
 
 class BundleTranslator(TextTranslator):
@@ -243,6 +303,9 @@ def load(path: Path, device: Literal["auto", "cpu", "cuda"] = "auto") -> Transla
         raise CheckpointError(
             f"{path} is no folder; name a bundle of `hyperadapter export`, or a run folder"
         )
+    if is_ctranslate2(path):
+        fast = CTranslate2Translator(path, chosen.type)
+        return TranslationModel(fast, [str(fast.direction)], fast.direction)
     config = read_bundle(path)
     return TranslationModel(
         BundleTranslator(path, config, chosen), config.directions, config.used_languages()

@@ -25,7 +25,7 @@ from hyperadapter.core.files import atomic_directory, require_space, write_json
 from hyperadapter.core.languages import Direction
 from hyperadapter.core.schema import StrictModel
 from hyperadapter.serving.export import TrainedRun, save_for_all
-from hyperadapter.serving.fold import fold_adapters
+from hyperadapter.serving.fold import as_ordinary, fold_adapters
 
 __all__ = ["FoldReport", "export_m2m100"]
 
@@ -41,14 +41,15 @@ class FoldReport(StrictModel):
     """What was written."""
 
     direction: str
-    ffn_dim: int = Field(description="Units of a feed-forward block, the adapters' among them")
+    num_layers: int = Field(description="Encoder's and decoder's, sequential adapters among them")
+    ffn_dim: int = Field(description="Units of the widest feed-forward block")
     vocab_size: int = Field(description="Rows of the embedding")
     num_parameters: int
     weights_bytes: int
 
     def rows(self) -> list[tuple[str, int]]:
         """Returns the sizes as rows of a table."""
-        fields = ("ffn_dim", "vocab_size", "num_parameters", "weights_bytes")
+        fields = ("num_layers", "ffn_dim", "vocab_size", "num_parameters", "weights_bytes")
         return [(name.replace("_", " "), getattr(self, name)) for name in fields]
 
 
@@ -100,8 +101,9 @@ def export_m2m100(
     run = TrainedRun(run_dir, which)
     (direction,) = run.directions(directions)
     tags = run.config.data.tags
-    adapters = run.adapters(direction)
-    main, config = fold_adapters(run.main_network(), run.config.model, adapters)
+    model = run.config.model
+    folded = fold_adapters(run.main_network(), model, run.adapters(direction))
+    main, config = as_ordinary(folded, model)
     ids = _number(run, direction)
     tensors = _rename(main, _embedding(main["embedding.weight"], run, direction, ids))
     size = sum(x.numel() * x.element_size() for x in tensors.values())
@@ -114,6 +116,7 @@ def export_m2m100(
         _write_tokenizer(part, run, ids)
     return FoldReport(
         direction=str(direction),
+        num_layers=config.num_layers,
         ffn_dim=config.ffn_dim,
         vocab_size=ids.vocab_size,
         num_parameters=sum(x.numel() for x in tensors.values()),
@@ -131,7 +134,7 @@ def _number(run: TrainedRun, direction: Direction) -> _Ids:
     if tags.encoder == "none":
         raise ConfigError(
             "data.tags.encoder is 'none', but M2M100's tokenizer always opens a source with a "
-            "language; export without --fold"
+            "language; choose another --format"
         )
     codes = tuple(huggingface_vocabulary.LANGUAGE_CODES["m2m100"].split())
     theirs: dict[str | None, str] = {}
@@ -141,7 +144,7 @@ def _number(run: TrainedRun, direction: Direction) -> _Ids:
     if missing:
         raise ConfigError(
             f"M2M100 has no token for {', '.join(missing)}; its languages are "
-            f"{', '.join(sorted(code for code in theirs if code))}. Export without --fold"
+            f"{', '.join(sorted(code for code in theirs if code))}. Choose another --format"
         )
     first = run.info.vocabulary.num_pieces
     src, tgt = (theirs[code] for code in direction)

@@ -10,7 +10,7 @@ from hyperadapter.checkpoint.layout import complete_checkpoints
 from hyperadapter.config import RunConfig
 from hyperadapter.core.errors import DataError
 from hyperadapter.core.events import EVENTS_FILE, newest_event, newest_metric
-from hyperadapter.evaluation.evaluate import load_result
+from hyperadapter.evaluation.results import load_result, result_settings
 from hyperadapter.study.plan import Plan, Point, point_config
 from hyperadapter.tracking import DEAD_AFTER_S, run_status
 
@@ -90,7 +90,8 @@ def is_evaluated(config: RunConfig) -> bool:
         result = load_result(Path(config.run_dir), "test")
     except DataError:
         return False
-    return result.step >= config.training.max_steps and result.settings == config.evaluation
+    same = result.settings == result_settings(config.evaluation)
+    return same and result.step >= config.training.max_steps
 
 
 def _state(point: Point, config: RunConfig, plan: Plan) -> PointState:

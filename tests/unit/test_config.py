@@ -255,6 +255,10 @@ def test_families_tell_targets_apart_when_each_has_its_own() -> None:
         ),
         ({"training__frozen": ["encoder", "encoder"]}, "frozen names a part twice"),
         (
+            {"evaluation": {"sampling": {}, "coverage_penalty": 0.5}},
+            r"coverage_penalty is 0\.5, but with sampling .*; set coverage_penalty to 0",
+        ),
+        (
             {"training__compile": True, "training__zero_stage": 3},
             "compile with zero_stage 3 fails in DeepSpeed",
         ),

@@ -21,6 +21,7 @@ from hyperadapter.config import RunConfig
 from hyperadapter.core.files import write_json, write_text
 from hyperadapter.core.schema import fingerprint, parse_config, to_yaml
 from hyperadapter.model.batch import Batch
+from hyperadapter.model.parts import stack_keys
 from hyperadapter.model.seq2seq import Seq2Seq, build_model
 from hyperadapter.model.vocabulary import Vocabulary
 
@@ -108,7 +109,8 @@ def save_run(config: RunConfig, model: Seq2Seq, pieces: str = "none", step: int 
     """Writes a run folder with one checkpoint, and returns it."""
     run_dir = Path(config.run_dir)
     write_text(run_dir / "config.yaml", to_yaml(config))
-    info = WeightsInfo(step, fingerprint(config), model.vocabulary, pieces)
+    keys = stack_keys(config.model.adapter, model.vocabulary)
+    info = WeightsInfo(step, fingerprint(config), model.vocabulary, pieces, keys)
     part = new_part_folder(run_dir, step)
     save_weights(part / WEIGHTS_FILE, model.state_dict(), info.to_metadata())
     values = {"world_size": 1, "zero_stage": 0, "precision": "fp32", "data": "0123456789ab"}

@@ -25,6 +25,7 @@ from hyperadapter.evaluation.evaluate import (
     evaluate_test_set,
     load_result,
 )
+from hyperadapter.evaluation.pool import translate_all
 from hyperadapter.evaluation.score import score_corpus
 from hyperadapter.evaluation.test_sets import TestSet
 from hyperadapter.evaluation.translate import Translator
@@ -36,13 +37,13 @@ MakeRun = Callable[..., Any]
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Directions in the order in which they are decoded."""
     calls: list[str] = []
-    translate = Translator.translate
+    translate = Translator.translate_n_best
 
-    def spy(self: Translator, texts: Sequence[str], src: str, tgt: str) -> list[str]:
+    def spy(self: Translator, texts: Sequence[str], src: str, tgt: str, *a: Any, **k: Any) -> Any:
         calls.append(f"{src}-{tgt}")
-        return translate(self, texts, src, tgt)
+        return translate(self, texts, src, tgt, *a, **k)
 
-    monkeypatch.setattr(Translator, "translate", spy)
+    monkeypatch.setattr(Translator, "translate_n_best", spy)
     return calls
 
 
@@ -103,19 +104,19 @@ def test_an_interrupted_evaluation_goes_on(
     tiny_run: MakeRun, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tiny_run()
-    spied = Translator.translate
+    spied = Translator.translate_n_best
 
-    def stops(self: Translator, texts: Sequence[str], src: str, tgt: str) -> list[str]:
+    def stops(self: Translator, texts: Sequence[str], src: str, tgt: str, *a: Any, **k: Any) -> Any:
         if src == "fr":
             raise KeyboardInterrupt
-        return spied(self, texts, src, tgt)
+        return spied(self, texts, src, tgt, *a, **k)
 
-    monkeypatch.setattr(Translator, "translate", stops)
+    monkeypatch.setattr(Translator, "translate_n_best", stops)
     with pytest.raises(KeyboardInterrupt):
         evaluate(run.run_dir, run.config)
     with pytest.raises(DataError, match=r"scores.json does not exist; run `hyperadapter evaluate`"):
         load_result(run.run_dir)
-    monkeypatch.setattr(Translator, "translate", spied)
+    monkeypatch.setattr(Translator, "translate_n_best", spied)
     result = evaluate(run.run_dir, run.config)
     assert decoded == ["en-de", "de-en", "en-fr", "fr-en"]
     assert len(result.directions) == 4
@@ -457,6 +458,19 @@ def test_the_command_scores_some_directions(command: Callable[..., Any], tmp_pat
     assert '"test/en-de/bleu"' in events
     assert "test/macro" not in events
     assert not (tmp_path / "run" / "evaluation" / "test" / "scores.json").exists()
+
+
+def test_the_command_says_how_many_processes(
+    command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "hyperadapter.evaluation.evaluate.translate_all",
+        lambda spec, chunks, processes: translate_all(spec, chunks, processes - 2),
+    )
+    done = command("--directions", "en-de", "--json", "--processes", "3")
+    assert done.exit_code == 0, done.output
+    tree = json.loads(done.stdout)
+    assert (tree["speed"]["world_size"], tree["settings"]["num_processes"]) == (3, 1)
 
 
 def test_the_command_scores_a_test_set(command: Callable[..., Any], tmp_path: Path) -> None:

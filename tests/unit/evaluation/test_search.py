@@ -6,115 +6,25 @@ import functools
 import itertools
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from data_pipeline.ragged import Ragged
-from data_pipeline.stream.batching import BatchLayout, build_prompts
 from data_pipeline.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from hyperadapter.config import EvaluationConfig, RunConfig
-from hyperadapter.core.errors import CheckpointError
-from hyperadapter.evaluation import search
-from hyperadapter.evaluation.search import Hypothesis, beam_search
-from hyperadapter.model.adapters import AdapterWeights
-from hyperadapter.model.batch import Batch
-from hyperadapter.model.rows import PaddedRows
-from hyperadapter.model.seq2seq import Seq2Seq, build_model
-from hyperadapter.model.vocabulary import Vocabulary
-
-Sources = Sequence[Sequence[int]]
-
-
-class Task:
-    """A model with few pieces, sharp enough that no two hypotheses tie, and one direction of it."""
-
-    def __init__(self, run: RunConfig, num_pieces: int, seed: int) -> None:
-        vocabulary = Vocabulary(num_pieces, run.data.languages, run.data.resolved_directions())
-        self.model = build_model(run.model, vocabulary, seed).eval().double()
-        with torch.no_grad():
-            # Hidden states have unit variance: logits spread by 1.5, and the end mark is likely.
-            self.model.embedding.weight.mul_(1.5)
-        self.layout = BatchLayout.from_config(run.data, num_pieces)
-
-    def prompts(self, sources: Sources, direction: int = 2) -> Batch:
-        rows = Ragged.from_sequences([np.array(s, np.int64) for s in sources])
-        prompts, _ = build_prompts(self.layout, np.full(len(sources), direction), rows)
-        return Batch.from_micro_batch(prompts)
-
-    def adapters(self, prompts: Batch) -> AdapterWeights | None:
-        return self.model.adapter_weights(
-            prompts.src_language_P, prompts.tgt_language_P, prompts.direction_P
-        )
-
-    def search(self, sources: Sources, config: EvaluationConfig) -> list[Hypothesis]:
-        prompts = self.prompts(sources)
-        return beam_search(self.model, prompts, self.adapters(prompts), config)
-
-    @torch.no_grad()
-    def log_probs(self, source: Sequence[int], prefix: Sequence[int]) -> Tensor:
-        """Log-probabilities of the next piece, the whole target decoded anew."""
-        prompts = self.prompts([source])
-        adapters = self.adapters(prompts)
-        memory = self.model.encode(prompts.src_N, prompts.src, adapters)
-        tgt_in = torch.cat([prompts.tgt_in_M, torch.tensor(prefix, dtype=torch.int64)])
-        width = len(tgt_in)
-        tgt = PaddedRows.from_lengths(np.array([width]), width, np.array([1]))
-        hidden = self.model.decode(tgt_in, tgt, memory, prompts.src, adapters)
-        log_probs = self.model.logits(hidden[-1]).log_softmax(-1)
-        log_probs[[PAD_ID, UNK_ID, BOS_ID]] = -torch.inf
-        return log_probs
-
-    def longest(self, source: Sequence[int], config: EvaluationConfig) -> int:
-        # Tag and end mark count.
-        return int(config.max_length_ratio * (len(source) + 2)) + config.max_length_extra
-
-    def reference(self, source: Sequence[int], config: EvaluationConfig) -> Hypothesis:
-        """Beam search for one sentence: plain lists, no cache, and no bound that stops it early."""
-        beam_size, longest = config.beam_size, self.longest(source, config)
-        beams: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
-        finished: list[Hypothesis] = []
-        for length in range(1, longest + 2):
-            extensions = []
-            for score, ids in beams:
-                log_probs = self.log_probs(source, ids)
-                for piece, log_prob in enumerate(log_probs.tolist()):
-                    if log_prob > -np.inf and (length <= longest or piece == EOS_ID):
-                        extensions.append((score + log_prob, (*ids, piece)))
-            extensions.sort(reverse=True)
-            for score, ids in extensions[:beam_size]:
-                if ids[-1] == EOS_ID:
-                    normalised = score / length**config.length_penalty
-                    finished.append(Hypothesis(ids[:-1], normalised))
-            beams = [e for e in extensions if e[1][-1] != EOS_ID][:beam_size]
-            if len(finished) >= beam_size:
-                break
-        return max(finished, key=lambda hypothesis: hypothesis.score)
+from hyperadapter.core.errors import CheckpointError, ConfigError
+from hyperadapter.evaluation import candidates, hypotheses, search
+from hyperadapter.evaluation.search import Hypothesis
+from hyperadapter.model.cache import LayerCache
+from hyperadapter.model.seq2seq import Seq2Seq
+from tests.unit.evaluation.made_search import Sources, Task, assert_same, make_task, options
 
 
 @pytest.fixture(scope="module")
 def task(tiny_config: Callable[..., RunConfig]) -> Callable[..., Task]:
-    def make(num_pieces: int = 9, seed: int = 1, kind: str = "hyper", **tags: object) -> Task:
-        adapter = {"kind": kind, "bottleneck_dim": 4}
-        if kind == "hyper":
-            adapter["hyper_network"] = {"hyper_dim": 8}
-        return Task(tiny_config(adapter=adapter, data={"tags": tags}), num_pieces, seed)
-
-    return make
-
-
-def options(beam_size: int = 4, **changes: float) -> EvaluationConfig:
-    tree = {"max_length_ratio": 1.0, "max_length_extra": 2, "beam_size": beam_size, **changes}
-    return EvaluationConfig.model_validate(tree)
-
-
-def assert_same(found: Sequence[Hypothesis], expected: Sequence[Hypothesis]) -> None:
-    assert [h.ids for h in found] == [h.ids for h in expected]
-    # The search adds up in fp32.
-    np.testing.assert_allclose([h.score for h in found], [h.score for h in expected], rtol=1e-4)
+    return functools.partial(make_task, tiny_config)
 
 
 some_sources = st.lists(
@@ -143,6 +53,21 @@ def test_equals_a_search_without_batch_or_cache(
     assert_same(tiny.search(sources, config), expected)
 
 
+def all_outputs(
+    tiny: Task, source: Sequence[int], longest: int, config: EvaluationConfig
+) -> list[Hypothesis]:
+    """All outputs of a vocabulary of three pieces, the best first."""
+    assert tiny.longest(source, config) == longest
+    log_probs = functools.cache(lambda prefix: tiny.log_probs(source, prefix).tolist())
+    outputs = []
+    for length in range(longest + 1):
+        for ids in itertools.product((4, 5, 6), repeat=length):
+            pieces = (*ids, EOS_ID)
+            score = sum(log_probs(pieces[:t])[pieces[t]] for t in range(length + 1))
+            outputs.append(tiny.hypothesis(source, ids, score, config))
+    return sorted(outputs, key=lambda hypothesis: -hypothesis.score)
+
+
 @pytest.mark.parametrize("kind", ["none", "hyper", "language", "direction"])
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
 def test_a_wide_beam_finds_the_best_of_all_translations(
@@ -151,17 +76,174 @@ def test_a_wide_beam_finds_the_best_of_all_translations(
     tiny = task(num_pieces=7, seed=3, kind=kind)
     source = (4, 6)
     config = options(400, length_penalty=penalty, max_length_ratio=0.1, max_length_extra=4)
-    assert tiny.longest(source, config) == 4
-    log_probs = functools.cache(lambda prefix: tiny.log_probs(source, prefix).tolist())
-    best = Hypothesis((), -np.inf)
-    for length in range(5):
-        for ids in itertools.product((4, 5, 6), repeat=length):
-            pieces = (*ids, EOS_ID)
-            score = sum(log_probs(pieces[:t])[pieces[t]] for t in range(length + 1))
-            best = max(
-                best, Hypothesis(ids, score / (length + 1) ** penalty), key=lambda h: h.score
-            )
-    assert_same(tiny.search([source], config), [best])
+    expected = all_outputs(tiny, source, 4, config)
+    assert_same(tiny.search([source], config), expected[:1])
+    [found] = tiny.n_best([source], config, 40)
+    assert_same(found, expected[:40])
+
+
+@pytest.mark.parametrize("seed", [3, 4, 5])
+def test_coverage_changes_which_translations_are_best(task: Callable[..., Task], seed: int) -> None:
+    tiny, source = task(num_pieces=7, seed=seed), (4, 6, 5, 5)
+    sizes = {"length_penalty": 1.0, "max_length_ratio": 0.1, "max_length_extra": 3}
+    config = options(400, coverage_penalty=0.7, **sizes)
+    expected = all_outputs(tiny, source, 3, config)
+    [found] = tiny.n_best([source], config, 20)
+    assert_same(found, expected[:20])
+    [without] = tiny.n_best([source], options(400, **sizes), 20)
+    assert [h.ids for h in without] != [h.ids for h in found]
+
+
+@pytest.mark.parametrize("ngram", [1, 2, 3])
+def test_no_run_of_pieces_comes_twice(task: Callable[..., Task], ngram: int) -> None:
+    tiny, source = task(num_pieces=7, seed=3), (4, 6)
+    config = options(400, max_length_ratio=0.1, max_length_extra=4, no_repeat_ngram=ngram)
+
+    def repeats(ids: Sequence[int]) -> bool:
+        runs = [ids[start : start + ngram] for start in range(len(ids) - ngram + 1)]
+        return len(set(runs)) < len(runs)
+
+    all_of_them = all_outputs(tiny, source, 4, config)
+    expected = [output for output in all_of_them if not repeats(output.ids)]
+    assert len(expected) == {1: 16, 2: 97, 3: 118}[ngram]
+    [found] = tiny.n_best([source], config, 400)
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("prefix", [(), (5,), (6, 4, 4)])
+def test_a_prefix_leaves_the_best_of_what_begins_with_it(
+    task: Callable[..., Task], prefix: tuple[int, ...]
+) -> None:
+    tiny, source = task(num_pieces=7, seed=3), (4, 6)
+    config = options(400, max_length_ratio=0.75, max_length_extra=1)
+    outputs = all_outputs(tiny, source, 4, config)
+    expected = [output for output in outputs if output.ids[: len(prefix)] == prefix]
+    found, beside = tiny.n_best([source, (5, 5, 6)], config, 30, [prefix, ()])
+    assert_same(found, expected[:30])
+    assert_same(beside, tiny.n_best([(5, 5, 6)], config, 30)[0])
+
+
+some_options = st.fixed_dictionaries(
+    {
+        "length_penalty": st.sampled_from([0.0, 1.0, 2.0]),
+        "max_length_extra": st.integers(1, 5),
+        "coverage_penalty": st.sampled_from([0.0, 0.3, 2.0]),
+        "no_repeat_ngram": st.integers(0, 3),
+    }
+)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.integers(4, 8), min_size=1, max_size=4),
+            st.lists(st.integers(4, 8), max_size=4),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+    st.integers(0, 4),
+    st.tuples(st.integers(1, 5), st.integers(1, 5)).map(sorted),
+    some_options,
+    st.sampled_from([1, 4]),
+)
+def test_all_options_together_equal_the_reference(
+    task: Callable[..., Task],
+    pairs: list[tuple[list[int], list[int]]],
+    seed: int,
+    sizes: list[int],
+    changes: dict[str, float],
+    steps: int,
+) -> None:
+    tiny, (n_best, beam_size) = task(seed=seed), sizes
+    config = options(beam_size, **changes)
+    sources, prefixes = zip(*pairs, strict=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "_STEPS_BETWEEN_LOOKS", {"cpu": steps})
+        patch.setattr(candidates, "_PIECES_AT_A_TIME", {"cpu": 4})
+        found = tiny.n_best(sources, config, n_best, prefixes)
+    for source, prefix, of_sentence in zip(sources, prefixes, found, strict=True):
+        expected = tiny.reference_n_best(source, config, n_best, prefix)
+        assert_same(of_sentence, expected)
+
+
+def test_the_search_goes_on_until_all_that_are_kept_are_sure(task: Callable[..., Task]) -> None:
+    """The best is found in one step, the second best is not."""
+    tiny = task()
+    with torch.no_grad():
+        tiny.model.decoder.norm.bias.fill_(1.0)
+        tiny.model.embedding.weight[EOS_ID] = 9.0
+    steps: list[int] = []
+    step = tiny.model.step
+
+    def counted(last_R: Tensor, *rest: object) -> Tensor:
+        steps.append(len(last_R))
+        return step(last_R, *rest)  # type: ignore[arg-type]
+
+    tiny.model.step = counted  # type: ignore[method-assign, assignment]
+    config = options(4, length_penalty=0.0, max_length_extra=50)
+    counts = []
+    for n_best in (1, 2, 4):
+        steps.clear()
+        [found] = tiny.n_best([(4, 5)], config, n_best)
+        assert len(found) == n_best
+        counts.append(len(steps))
+    assert counts[0] == 1 < counts[1] <= counts[2] < 10
+
+
+def test_without_coverage_no_probabilities_are_computed(
+    task: Callable[..., Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> Tensor:
+        raise AssertionError
+
+    monkeypatch.setattr(LayerCache, "_cross_probabilities", fail)
+    task().search([(4, 5)], options())
+    with pytest.raises(AssertionError):
+        task().search([(4, 5)], options(coverage_penalty=0.1))
+
+
+@pytest.mark.parametrize("decoder_start", [False, True])
+def test_the_prompt_neither_covers_nor_repeats(
+    task: Callable[..., Task], decoder_start: bool
+) -> None:
+    tiny = task(seed=4, decoder_start=decoder_start)
+    sources, config = [(4, 5, 6), (7,), (8, 4)], options(coverage_penalty=1.0, no_repeat_ngram=1)
+    found = tiny.n_best(sources, config, 3)
+    for source, of_sentence in zip(sources, found, strict=True):
+        assert_same(of_sentence, tiny.reference_n_best(source, config, 3))
+
+
+def test_a_prefix_may_be_longer_than_the_longest_output(task: Callable[..., Task]) -> None:
+    tiny, prefix = task(), (4, 5, 6, 7, 8) * 4
+    config = options(3, max_length_ratio=0.1, max_length_extra=2)
+    [found] = tiny.n_best([(4, 5)], config, 3, [prefix])
+    assert_same(found, tiny.reference_n_best((4, 5), config, 3, prefix))
+    assert all(h.ids[:20] == prefix and len(h.ids) <= 22 for h in found)
+    assert len(found) == 3
+
+
+def test_fewer_are_returned_where_there_are_no_more(task: Callable[..., Task]) -> None:
+    """Of one piece, which may not come twice, there are two outputs."""
+    tiny = task(num_pieces=5)
+    config = options(5, no_repeat_ngram=1, max_length_extra=9)
+    [found] = tiny.n_best([(4, 4)], config, 5)
+    assert {h.ids for h in found} == {(), (4,)}
+
+
+@pytest.mark.parametrize(
+    ("n_best", "message"),
+    [
+        (0, "n_best is 0; ask for 1"),
+        (5, "n_best is 5, but a search with beam_size 4 .*; set beam_size to 5 or more"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    task: Callable[..., Task], n_best: int, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        task().n_best([(4,)], options(), n_best)
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])
@@ -189,7 +271,7 @@ def test_when_sentences_leave_does_not_matter(
     expected = tiny.search(sources, config)
     with monkeypatch.context() as patch:
         patch.setattr(search, "_STEPS_BETWEEN_LOOKS", {"cpu": steps})
-        patch.setattr(search, "_LEAST_SHARE_THAT_LEAVES", 1.0)
+        patch.setattr(hypotheses, "_LEAST_SHARE_THAT_LEAVES", 1.0)
         assert_same(tiny.search(sources, config), expected)
 
 
@@ -200,20 +282,8 @@ def test_the_vocabulary_may_be_taken_in_parts(
     tiny, config = task(), options(3)
     sources = [(4, 5, 6), (7,), (8, 4)]
     expected = tiny.search(sources, config)
-    monkeypatch.setattr(search, "_PIECES_AT_A_TIME", {"cpu": size})
+    monkeypatch.setattr(candidates, "_PIECES_AT_A_TIME", {"cpu": size})
     assert_same(tiny.search(sources, config), expected)
-
-
-@given(st.integers(1, 400), st.integers(1, 12), st.integers(0, 99))
-def test_top_finds_what_topk_finds(num_pieces: int, count: int, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    # Few values, so that many are equal.
-    scores = torch.randint(-20, 20, (3, num_pieces), generator=generator).float()
-    scores[:, : num_pieces // 3] = -torch.inf
-    best, places = search._top(scores, count)
-    assert torch.equal(best, scores.topk(min(count, num_pieces), dim=1).values)
-    assert torch.equal(scores.gather(1, places), best)
-    assert all(len(set(row)) == len(row) for row in places.tolist())
 
 
 @settings(max_examples=15)

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from torch import Tensor
 
-from data_pipeline.tokenizer import Tokenizer
-from hyperadapter.core.errors import CheckpointError, LanguageError
+from data_pipeline.tokenizer import UNK_ID, Tokenizer
+from hyperadapter.core.errors import CheckpointError, ConfigError, LanguageError
 from hyperadapter.evaluation import translate
 from hyperadapter.evaluation.translate import Translator
 from hyperadapter.model.batch import Batch
@@ -59,13 +60,13 @@ def test_prompts_hold_the_tags_of_the_direction(
     run = tiny_run()
     translator = Translator.from_run(run.run_dir)
     seen: list[Batch] = []
-    search = translate.beam_search
+    search = translate.search_n_best
 
-    def spy(model: Seq2Seq, prompts: Batch, *rest: Any) -> Any:
+    def spy(model: Seq2Seq, prompts: Batch, *rest: Any, **options: Any) -> Any:
         seen.append(prompts)
-        return search(model, prompts, *rest)
+        return search(model, prompts, *rest, **options)
 
-    monkeypatch.setattr(translate, "beam_search", spy)
+    monkeypatch.setattr(translate, "search_n_best", spy)
     translator.translate(["page"], "fr", "en")
     num_pieces = translator.tokenizer.vocab_size
     ids = translator.tokenizer.encode(["page"])[0].tolist()
@@ -159,6 +160,75 @@ def test_a_translation_is_one_line(tiny_run: MakeRun, monkeypatch: pytest.Monkey
     assert translator.translate(["x"], "en", "de") == ["a b c d"]
 
 
+def test_the_best_of_several_is_the_translation(tiny_run: MakeRun) -> None:
+    translator = Translator.from_run(tiny_run(evaluation={"batch_sentences": 2}).run_dir)
+    found = translator.translate_n_best(TEXTS, "en", "de", n_best=3)
+    assert [best.text for best, *_ in found] == translator.translate(TEXTS, "en", "de")
+    for text, translations in zip(TEXTS, found, strict=True):
+        scores = [translation.score for translation in translations]
+        assert scores == sorted(scores, reverse=True)
+        assert len(set(scores)) == (3 if text.strip() else 1)
+        if not text.strip():
+            assert translations == [("", 0.0)]
+
+
+def test_translations_begin_as_they_should(tiny_run: MakeRun) -> None:
+    translator = Translator.from_run(tiny_run(evaluation={"batch_sentences": 2}).run_dir)
+    prefixes = ["Öffne das", "", "Speichere", "", "unused", " Schließe  das neue Fen"]
+    found = translator.translate_n_best(TEXTS, "en", "de", n_best=2, prefixes=prefixes)
+    for index in (0, 2, 5):
+        for translation in found[index]:
+            assert translation.text.startswith(" ".join(prefixes[index].split()))
+    assert found[1] == found[4] == [("", 0.0)]
+    [free] = translator.translate_n_best([TEXTS[3]], "en", "de", n_best=2)
+    assert [t.text for t in found[3]] == [t.text for t in free]
+    without = translator.translate_n_best(TEXTS, "en", "de", prefixes=[""] * 6)
+    assert without == translator.translate_n_best(TEXTS, "en", "de")
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "message"),
+    [
+        (["x"], "prefixes is 1, but there are 2 texts; give one prefix for each"),
+        ("xy", "prefixes is one text, but there are 2 texts"),
+    ],
+)
+def test_each_text_has_a_prefix(tiny_run: MakeRun, prefixes: Any, message: str) -> None:
+    translator = Translator.from_run(tiny_run().run_dir)
+    with pytest.raises(ConfigError, match=message):
+        translator.translate_n_best(["a", "b"], "en", "de", prefixes=prefixes)
+
+
+def test_a_prefix_that_cannot_be_written(
+    tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    translator = Translator.from_run(tiny_run().run_dir)
+    unknown = np.array([5, UNK_ID], np.int32)  # a tokenizer without byte pieces
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, texts: [unknown for _ in texts])
+    with pytest.raises(ConfigError, match="the prefix '❧' has characters that the tokenizer does"):
+        translator.translate_n_best(["a"], "en", "de", prefixes=["❧"])
+
+
+@pytest.mark.parametrize("batch_sentences", [1, 64])
+def test_draws_do_not_depend_on_batches(tiny_run: MakeRun, batch_sentences: int) -> None:
+    sampling = {"temperature": 1.3, "top_p": 0.9}
+    evaluation = {"batch_sentences": batch_sentences, "sampling": sampling, "beam_size": 1}
+    translator = Translator.from_run(tiny_run(evaluation=evaluation).run_dir)
+    found = translator.translate_n_best(TEXTS, "en", "de", n_best=4)
+    alone = [translator.translate_n_best([text], "en", "de", n_best=4)[0] for text in TEXTS]
+    for one, other in zip(found, alone, strict=True):
+        assert [t.text for t in one] == [t.text for t in other]
+        assert [t.score for t in one] == pytest.approx([t.score for t in other], rel=1e-4)
+    assert [len(set(one)) for one in found] == [4, 1, 4, 4, 1, 4]
+    assert translator.translate(TEXTS, "en", "de") == [one.text for one, *_ in found]
+
+
+def test_options_are_looked_at_before_anything_is_translated(tiny_run: MakeRun) -> None:
+    translator = Translator.from_run(tiny_run(evaluation={"beam_size": 3}).run_dir)
+    with pytest.raises(ConfigError, match="n_best is 4, but a search with beam_size 3"):
+        translator.translate_n_best([], "en", "de", n_best=4)
+
+
 def test_the_newest_checkpoint_is_used(tiny_run: MakeRun) -> None:
     run = tiny_run()
     first = Translator.from_run(run.run_dir)
@@ -192,5 +262,5 @@ def test_a_tokenizer_made_anew_is_refused(
 
 
 def test_texts_are_written_as_training_text_is() -> None:
-    assert translate._plain("\ufeffO\u0308l  und\u00a0Gas\r") == "\u00d6l und Gas"
-    assert translate._plain("Öl und Gas") == "Öl und Gas"
+    assert translate.plain_text("\ufeffO\u0308l  und\u00a0Gas\r") == "\u00d6l und Gas"
+    assert translate.plain_text("Öl und Gas") == "Öl und Gas"

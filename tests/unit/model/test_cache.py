@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -34,6 +37,10 @@ class Search:
         self.cache = DecoderCache.start([self.cross], self.mask)
         self.sentences = list(range(num_sentences))
         self.width = 1
+        # Every other source position counts.
+        self.counted = (torch.arange(SRC) % 2 == 0) & ~self.mask
+        self.cache.count_coverage(self.counted)
+        self.coverage = [torch.zeros(SRC, dtype=torch.float64) for _ in range(num_sentences)]
         self.keys: list[list[Tensor]] = [[] for _ in range(num_sentences)]
         self.values: list[list[Tensor]] = [[] for _ in range(num_sentences)]
 
@@ -55,6 +62,20 @@ class Search:
             real = ~self.mask[sentence]
             keys, values = (part[sentence][:, real] for part in self.cross)
             torch.testing.assert_close(found_cross[row], attend(q[row], keys, values))
+            # Values that say their position make attention say its probabilities.
+            looks = attend(
+                q[row], keys, torch.eye(SRC, dtype=torch.float64)[real].expand(2, -1, -1)
+            )
+            self.coverage[row] = self.coverage[row] + looks.mean(dim=0)
+        uncovered = [
+            coverage[self.counted[self.sentences[row // self.width]]].clamp(max=1.0).log().sum()
+            for row, coverage in enumerate(self.coverage)
+        ]
+        found = self.cache.uncovered()
+        assert found.shape == (len(self.sentences), self.width)
+        torch.testing.assert_close(
+            found.flatten().double(), torch.stack(uncovered), rtol=1e-4, atol=1e-4
+        )
 
     def branch(self, parents: list[list[int]]) -> None:
         """Continues hypotheses, the parents counted within their sentences."""
@@ -74,6 +95,7 @@ class Search:
         self.sentences = [self.sentences[place] for place in kept]
 
     def _select(self, rows: list[int]) -> None:
+        self.coverage = [self.coverage[row] for row in rows]
         self.keys = [list(self.keys[row]) for row in rows]
         self.values = [list(self.values[row]) for row in rows]
 
@@ -150,6 +172,7 @@ def test_a_source_without_padding_needs_no_mask() -> None:
     search = Search(2)
     search.mask = torch.zeros_like(search.mask)
     search.cache = DecoderCache.start([search.cross], None)
+    search.cache.count_coverage(search.counted)
     search.step()
     search.keep([1])
     search.step()
@@ -163,3 +186,20 @@ def test_the_rows_of_a_mask_are_aligned() -> None:
     for mask in (search.cache._slots.mask(), search.cache.layers[0].cross_mask):
         assert mask is not None
         assert all(stride % 8 == 0 for stride in mask.stride()[:-1])
+
+
+def test_a_position_that_nobody_looks_at_costs_a_finite_amount() -> None:
+    keys = torch.tensor([0.0, -500.0])[None, None, :, None]
+    cache = DecoderCache.start([(keys, keys)], None)
+    cache.count_coverage(torch.tensor([[True, True]]))
+    cache.layers[0].cross_attend(torch.ones(1, 1, 1))
+    assert -88 < float(cache.uncovered()) < -87
+
+
+def test_coverage_is_that_of_the_last_layer() -> None:
+    far, near = (torch.tensor([0.0, x])[None, None, :, None] for x in (-500.0, 0.0))
+    cache = DecoderCache.start([(far, far), (near, near)], None)
+    cache.count_coverage(torch.tensor([[True, True]]))
+    for layer in cache.layers:
+        layer.cross_attend(torch.ones(1, 1, 1))
+    assert float(cache.uncovered()) == pytest.approx(2 * math.log(0.5))

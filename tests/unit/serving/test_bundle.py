@@ -75,6 +75,25 @@ def test_the_card_may_be_edited(bundle: Path) -> None:
     assert load(bundle, "cpu").translate(["page"], "en", "de")
 
 
+def test_a_bundle_from_before_an_option_of_the_search(bundle: Path) -> None:
+    decoding = json.loads((bundle / "config.json").read_text())["decoding"]
+    old = ("beam_size", "length_penalty", "max_length_ratio", "max_length_extra", "batch_sentences")
+    assert decoding.keys() > set(old)
+    expected = read_bundle(bundle)
+    change_config(bundle, decoding={key: decoding[key] for key in old})
+    assert read_bundle(bundle) == expected
+    assert load(bundle, "cpu").translate(["page"], "en", "de")
+
+
+def test_a_bundle_searches_as_its_run(make_bundle: MakeBundle) -> None:
+    how = {"coverage_penalty": 0.2, "no_repeat_ngram": 3}
+    for evaluation in (how, {"sampling": {"temperature": 0.5, "seed": 3}}):
+        run, bundle = make_bundle(run={"evaluation": evaluation})
+        found = read_bundle(bundle).decoding.evaluation
+        for key in evaluation:
+            assert getattr(found, key) == getattr(run.config.evaluation, key)
+
+
 @pytest.mark.parametrize("found", [2, 0, None, "1"])
 def test_another_version_is_refused(bundle: Path, found: Any) -> None:
     change_config(bundle, format=found, unheard_of=1)

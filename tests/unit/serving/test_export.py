@@ -152,8 +152,8 @@ def evaluate(run: Any, weights_sha256: str) -> None:
     speed = {"sentences": 12, "seconds": 1.0, "sentences_per_s": 12.0, "batch_sentences": 64,
              "beam_size": 4, "device": "cpu", "threads": 1}  # fmt: skip
     tree = {"split": "test", "step": 100, "fingerprint": "f", "weights_sha256": weights_sha256,
-            "pivot": "en", "settings": {"beam_size": 4}, "directions": [row], "macro": {},
-            "speed": speed}  # fmt: skip
+            "pivot": "en", "directions": [row], "macro": {}, "speed": speed,
+            "settings": {"beam_size": 4, "length_penalty": 0.6, "max_sentences": 7}}  # fmt: skip
     write_json(run.run_dir / "evaluation" / "test" / "scores.json", tree)
 
 
@@ -171,14 +171,30 @@ def test_the_card(make_bundle: MakeBundle, caplog: pytest.LogCaptureFixture) -> 
     card = (bundle / "README.md").read_text()
     assert "| en-de | 12 | 12.3 | 45.7 | 43.2 |" in card
     assert "- bleu: `signature of bleu`" in card
+    assert "up to 7 sentences of a direction, beam 4, length penalty 0.6. sacreBLEU's" in card
     assert "fp32 weights" not in card
     export_bundle(run.run_dir, bundle, dtype="bf16")
-    assert "The scores are of the fp32 weights, not of bf16." in (bundle / "README.md").read_text()
+    assert (
+        "The scores are of the run's fp32 weights, not of bf16."
+        in (bundle / "README.md").read_text()
+    )
     evaluate(run, "of others")
     with caplog.at_level(logging.WARNING):
         export_bundle(run.run_dir, bundle)
     assert "This checkpoint has not been evaluated." in (bundle / "README.md").read_text()
     assert "evaluate this checkpoint first" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("none", "A pre-LayerNorm dense Transformer, step"),
+        ("hyper", "with its adapters made, step"),
+    ],
+)
+def test_what_the_card_calls_the_model(make_bundle: MakeBundle, kind: str, expected: str) -> None:
+    _, bundle = make_bundle(kind)
+    assert expected in (bundle / "README.md").read_text()
 
 
 def test_the_command(make_bundle: MakeBundle, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 import hyperadapter
 from hyperadapter.cli import cli
+from hyperadapter.config import SamplingConfig
 from hyperadapter.core.errors import CheckpointError, ConfigError, LanguageError
 from hyperadapter.evaluation import translate
 from hyperadapter.evaluation.search import Hypothesis
@@ -31,14 +32,14 @@ ROOT = Path(__file__).resolve().parents[3]
 def found(monkeypatch: pytest.MonkeyPatch) -> list[Hypothesis]:
     """All hypotheses that searches find."""
     kept: list[Hypothesis] = []
-    search = translate.beam_search
+    search = translate.search_n_best
 
-    def keep(*arguments: Any) -> list[Hypothesis]:
-        hypotheses = search(*arguments)
-        kept.extend(hypotheses)
+    def keep(*arguments: Any, **options: Any) -> list[list[Hypothesis]]:
+        hypotheses = search(*arguments, **options)
+        kept.extend(best for [best] in hypotheses)
         return hypotheses
 
-    monkeypatch.setattr(translate, "beam_search", keep)
+    monkeypatch.setattr(translate, "search_n_best", keep)
     return kept
 
 
@@ -117,22 +118,59 @@ def test_sizes_of_a_call(make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatc
     _, bundle = make_bundle(run={"evaluation": {"beam_size": 3, "batch_sentences": 5}})
     model = hyperadapter.load(bundle, "cpu")
     seen: list[tuple[int, int]] = []
-    search = translate.beam_search
+    search = translate.search_n_best
 
-    def spy(*arguments: Any) -> list[Hypothesis]:
+    def spy(*arguments: Any, **options: Any) -> list[list[Hypothesis]]:
         seen.append((arguments[3].beam_size, arguments[1].src.num_sentences))
-        return search(*arguments)
+        return search(*arguments, **options)
 
-    monkeypatch.setattr(translate, "beam_search", spy)
+    monkeypatch.setattr(translate, "search_n_best", spy)
     texts = ["page"] * 6
     model.translate(texts, "en", "de")
     model.translate(texts, "en", "de", beam_size=1, batch_sentences=4)
     model.translate(texts, "en", "de")
-    assert seen == [(3, 5), (3, 1), (1, 4), (1, 2), (3, 5), (3, 1)]
+    model.translate_n_best(texts, "en", "de", batch_sentences=6)
+    assert seen == [(3, 5), (3, 1), (1, 4), (1, 2), (3, 5), (3, 1), (3, 6)]
     with pytest.raises(ConfigError, match=r"(?s)translate .*beam_size.*\(got 0\)"):
         model.translate(texts, "en", "de", beam_size=0)
     with pytest.raises(ConfigError, match="texts is one text; give a list"):
         model.translate("page", "en", "de")
+
+
+def test_options_of_a_call(make_bundle: MakeBundle) -> None:
+    run, bundle = make_bundle()
+    model, translator = hyperadapter.load(bundle, "cpu"), Translator.from_run(run.run_dir)
+    evaluation = run.config.evaluation
+    for options in (
+        {"length_penalty": 0.0},
+        {"coverage_penalty": 2.0, "no_repeat_ngram": 1},
+        {"sampling": SamplingConfig(temperature=2.0, seed=7)},
+    ):
+        expected = translator.translate_n_best(
+            TEXTS, "en", "de", evaluation.model_copy(update=options), n_best=3,
+            prefixes=["Datei"] * 6,
+        )  # fmt: skip
+        found = model.translate_n_best(TEXTS, "en", "de", 3, ["Datei"] * 6, **options)
+        assert [[t.text for t in one] for one in found] == [
+            [t.text for t in one] for one in expected
+        ]
+        first = translator.translate(TEXTS, "en", "de", evaluation.model_copy(update=options))
+        assert model.translate(TEXTS, "en", "de", **options) == first
+    with pytest.raises(ConfigError, match="n_best is 6, but a search with beam_size 4"):
+        model.translate_n_best(TEXTS, "en", "de", 6)
+    with pytest.raises(ConfigError, match=r"translate .*\n.*beams: unknown key"):
+        model.translate(TEXTS, "en", "de", beams=3)
+    with pytest.raises(ConfigError, match="texts is one text; give a list"):
+        model.translate_n_best("page", "en", "de")
+
+
+def test_the_sampling_of_a_bundle_can_be_turned_off(make_bundle: MakeBundle) -> None:
+    _, plain = make_bundle()
+    expected = hyperadapter.load(plain, "cpu").translate(TEXTS, "en", "de")
+    _, drawing = make_bundle(run={"evaluation": {"sampling": {"temperature": 2.0}}})
+    model = hyperadapter.load(drawing, "cpu")
+    assert model.translate(TEXTS, "en", "de") != expected
+    assert model.translate(TEXTS, "en", "de", sampling=None) == expected
 
 
 def test_what_is_not_there_is_said_with_what_is(make_bundle: MakeBundle) -> None:

@@ -28,6 +28,7 @@ from hyperadapter.serving.m2m100 import export_m2m100
 MakeRun = Callable[..., Any]
 HYPER = {"kind": "hyper", "bottleneck_dim": 4, "hyper_network": {"hyper_dim": 8}}
 PARALLEL = HYPER | {"placement": "parallel"}
+DENSE = {"kind": "none"}
 TEXTS = ["Open the file", "Save the last image now", "page", "Close the old menu", "Ω"]
 TAGS: list[dict[str, Any]] = [
     {},
@@ -67,7 +68,7 @@ def our_scores(translator: Translator, mb: MicroBatch, direction: str) -> Tensor
 
 
 @pytest.mark.parametrize("tags", TAGS)
-@pytest.mark.parametrize("adapter", [PARALLEL, PARALLEL | {"encoder_layers": []}, {"kind": "none"}])
+@pytest.mark.parametrize("adapter", [PARALLEL, HYPER, HYPER | {"encoder_layers": []}, DENSE])
 def test_scores_of_transformers_are_ours(
     tiny_run: MakeRun, tmp_path: Path, adapter: dict[str, Any], tags: dict[str, Any]
 ) -> None:
@@ -98,11 +99,12 @@ def test_scores_of_transformers_are_ours(
 
 
 @pytest.mark.parametrize("tags", TAGS)
+@pytest.mark.parametrize("adapter", [PARALLEL, HYPER])
 def test_transformers_translates_the_same(
-    tiny_run: MakeRun, tmp_path: Path, tags: dict[str, Any]
+    tiny_run: MakeRun, tmp_path: Path, adapter: dict[str, Any], tags: dict[str, Any]
 ) -> None:
     """Greedily: the two searches with beams differ in when they stop."""
-    run = tiny_run(adapter=PARALLEL, data={"tags": tags}, evaluation={"beam_size": 1})
+    run = tiny_run(adapter=adapter, data={"tags": tags}, evaluation={"beam_size": 1})
     translator = Translator.from_run(run.run_dir)
     folder = export(run, tmp_path)
     model = M2M100ForConditionalGeneration.from_pretrained(folder).eval()
@@ -140,8 +142,6 @@ def test_the_import_gives_the_folded_weights_back(tiny_run: MakeRun, tmp_path: P
 def test_what_m2m100_cannot_express(tiny_run: MakeRun, tmp_path: Path) -> None:
     run = tiny_run(adapter=HYPER)
     out = tmp_path / "folded"
-    with pytest.raises(ConfigError, match="placement is 'sequential', and only parallel adapters"):
-        export_m2m100(run.run_dir, out, directions=["en-de"])
     for wanted in (None, ["en-de", "de-en"]):
         with pytest.raises(ConfigError, match=r"adapters of one direction .* --directions"):
             export_m2m100(run.run_dir, out, directions=wanted)
@@ -168,11 +168,11 @@ def test_a_language_without_a_token(
 def test_the_command(tiny_run: MakeRun, tmp_path: Path) -> None:
     run = tiny_run(adapter=PARALLEL)
     arguments = ["export", "--run", str(run.run_dir), "--out", str(tmp_path / "x")]
-    arguments += ["--fold", "--directions", "en-fr"]
+    arguments += ["--format", "m2m100", "--directions", "en-fr"]
     done = CliRunner().invoke(cli, [*arguments, "--json"], catch_exceptions=False)
     report = json.loads(done.stdout)
-    assert (report["direction"], report["ffn_dim"]) == ("en-fr", 20)
+    assert (report["direction"], report["num_layers"], report["ffn_dim"]) == ("en-fr", 3, 20)
     assert report["vocab_size"] == 310 + 100 + 8
     done = CliRunner().invoke(cli, [*arguments, "--dtype", "bf16"])
     assert done.exit_code == 2
-    assert "--dtype is for bundles" in done.stderr
+    assert "--dtype is for --format bundle, not m2m100" in done.stderr

@@ -1,0 +1,222 @@
+"""A trained model with rows for one language more.
+
+What belongs to languages or directions are rows of tensors: tags in the embedding, language
+embeddings of a hyper-network, stored adapters (`hyperadapter.model.parts.named_rows`). A new
+language adds rows at their ends and changes no other number, so what the model does for the others
+stays the same bit for bit, as long as nothing but the new rows is fitted.
+
+Shape legend: X new rows of a tensor, C candidates (languages that were trained with the pivot).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from hyperadapter.checkpoint.weights import WeightsInfo, load_info
+from hyperadapter.config import RunConfig
+from hyperadapter.core.errors import LanguageError, nearest
+from hyperadapter.core.languages import Direction, parse_language
+from hyperadapter.core.schema import parse_config
+from hyperadapter.model.batch import Batch
+from hyperadapter.model.parts import named_rows, stack_keys
+from hyperadapter.model.seq2seq import LossSums, Seq2Seq
+from hyperadapter.model.vocabulary import Vocabulary
+from hyperadapter.training.start import take_over
+
+__all__ = ["ExtendedModel", "NewLanguage", "Rows", "extend_config"]
+
+Rows = dict[str, Tensor]
+"""By parameter: the new rows [X, ...]."""
+
+
+class NewLanguage(NamedTuple):
+    """The language to add, and the one on the other side of its text.
+
+    Attributes:
+        code: Of the new language.
+        pivot: A language of the model.
+    """
+
+    code: str
+    pivot: str
+
+    @property
+    def directions(self) -> tuple[Direction, Direction]:
+        """Out of the pivot, and into it."""
+        return Direction(self.pivot, self.code), Direction(self.code, self.pivot)
+
+
+def extend_config(config: RunConfig, new: NewLanguage, run_dir: Path) -> RunConfig:
+    """Returns the configuration of the run that knows one language more.
+
+    Languages and directions get their new ones at the end, because their order numbers the rows.
+
+    Args:
+        config: Of the trained run.
+        new: The language to add.
+        run_dir: Of the new run, whose name becomes that of the folder.
+
+    Raises:
+        LanguageError: The code is none, the model has the language, or it has no such pivot.
+    """
+    known = config.data.languages
+    if parse_language(new.code) != new.code:
+        raise LanguageError(f"write the language {new.code!r} as {parse_language(new.code)!r}")
+    if new.code in known:
+        raise LanguageError(
+            f"this run knows {new.code!r} already; name a language that is not among "
+            f"{', '.join(known)}, or train on with `training.start_from`"
+        )
+    if new.pivot not in known:
+        raise LanguageError(
+            f"this run has no language {new.pivot!r}{nearest(new.pivot, known)}; the other side of "
+            f"the pairs must be one of {', '.join(known)}"
+        )
+    tree = config.model_dump(mode="json")
+    tree["name"], tree["run_dir"] = run_dir.name, str(run_dir)
+    data = tree["data"]
+    data["languages"] = [*known, new.code]
+    directions = [*config.data.resolved_directions(), *new.directions]
+    data["directions"] = [str(direction) for direction in directions]
+    return parse_config(RunConfig, tree, "the extended run")
+
+
+class ExtendedModel:
+    """A model with new rows, which begin as they were drawn.
+
+    Args:
+        weights: The trained run's weights file.
+        config: From `extend_config`.
+        new: The language.
+        device: Where the model goes.
+
+    Attributes:
+        model: In evaluation mode.
+        info: What the trained weights say about themselves, with the new vocabulary.
+        candidates: Languages whose rows can stand in for the new ones.
+
+    Raises:
+        CheckpointError: The weights are missing, damaged, or do not fit the configuration.
+        LanguageError: No language was trained in both directions with the pivot.
+    """
+
+    def __init__(
+        self,
+        weights: Path,
+        config: RunConfig,
+        new: NewLanguage,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        info = load_info(weights)
+        vocabulary = Vocabulary(
+            info.vocabulary.num_pieces, config.data.languages, config.data.resolved_directions()
+        )
+        self.new, self.config = new, config
+        model = Seq2Seq(config.model, vocabulary)
+        # Rows of new languages are drawn where nothing stands in for them.
+        model.reset_parameters(torch.Generator().manual_seed(config.training.seed))
+        take_over(weights, model, info.tokenizer)
+        self.model = model.to(device).eval().requires_grad_(False)
+        keys = stack_keys(config.model.adapter, vocabulary)
+        self.info = info._replace(vocabulary=vocabulary, adapter_keys=keys)
+        self._before = {
+            name: found.names
+            for name, _ in model.named_parameters()
+            if (found := named_rows(name, info.vocabulary, info.adapter_keys)) is not None
+        }
+        self._now = {
+            name: found.names
+            for name, _ in model.named_parameters()
+            if (found := named_rows(name, vocabulary, keys)) is not None
+        }
+        self.candidates = _candidates(info, new)
+
+    def names(self, parameter: str) -> tuple[str, ...]:
+        """Returns whose a parameter's new rows are."""
+        return self._now[parameter][len(self._before[parameter]) :]
+
+    @property
+    def parameters_with_rows(self) -> tuple[str, ...]:
+        """Parameters that have new rows."""
+        return tuple(name for name in self._now if self.names(name))
+
+    @property
+    def num_new_parameters(self) -> int:
+        """Numbers in all new rows."""
+        return sum(rows.numel() for rows in self.rows().values())
+
+    def rows(self) -> Rows:
+        """Returns a copy of the new rows."""
+        weights = dict(self.model.named_parameters())
+        return {
+            name: weights[name][-len(self.names(name)) :].detach().clone()
+            for name in self.parameters_with_rows
+        }
+
+    @torch.no_grad()
+    def set_rows(self, rows: Mapping[str, Tensor]) -> None:
+        """Replaces new rows."""
+        weights = dict(self.model.named_parameters())
+        for name, values in rows.items():
+            weights[name][-len(self.names(name)) :].copy_(values)
+
+    def rows_of(self, code: str) -> Rows:
+        """Returns what stands for a known language where the new rows stand for the new one."""
+        weights = dict(self.model.named_parameters())
+        found = {}
+        for name in self.parameters_with_rows:
+            names = self._now[name]
+            first = weights[name].size(0) - len(names)
+            theirs = [_rename(text, self.new.code, code) for text in self.names(name)]
+            found[name] = weights[name][[first + names.index(text) for text in theirs]].clone()
+        return found
+
+    def overrides(self, rows: Mapping[str, Tensor]) -> Rows:
+        """Returns whole tensors with other new rows, through which gradients reach the rows."""
+        weights = dict(self.model.named_parameters())
+        return {
+            name: torch.cat([weights[name][: -len(values)], values])
+            for name, values in rows.items()
+        }
+
+    def loss(self, batch: Batch, rows: Mapping[str, Tensor], label_smoothing: float) -> LossSums:
+        """Computes the loss of a micro-batch with other new rows."""
+        sums: LossSums = functional_call(self.model, self.overrides(rows), (batch, label_smoothing))
+        return sums
+
+
+def _candidates(info: WeightsInfo, new: NewLanguage) -> tuple[str, ...]:
+    trained = set(info.vocabulary.directions)
+    found = tuple(
+        code
+        for code in info.vocabulary.languages
+        if {Direction(new.pivot, code), Direction(code, new.pivot)} <= trained
+    )
+    if not found:
+        raise LanguageError(
+            f"this run was trained in both directions between {new.pivot} and no language, so "
+            f"nothing can stand in for {new.code}; give pairs with another of its languages "
+            f"({', '.join(info.vocabulary.languages)})"
+        )
+    return found
+
+
+def _rename(name: str, new: str, known: str) -> str:
+    """Returns the row of a known language, or of its direction, that matches a new one."""
+    return "-".join(known if part == new else part for part in _parts(name, new))
+
+
+def _parts(name: str, new: str) -> Sequence[str]:
+    if name == new:
+        return (name,)
+    if name.endswith(f"-{new}"):
+        return name.removesuffix(f"-{new}"), new
+    if name.startswith(f"{new}-"):
+        return new, name.removeprefix(f"{new}-")
+    return (name,)
