@@ -154,12 +154,12 @@ def measure(
     weights = base.stored_weights if stored else base.weights
     config = extend_config(base.stored_config if stored else base.config, new, Path("none"))
     extended = ExtendedModel(weights, config, new)
-    limit, pieces = config.data.shards.max_sentence_tokens, base.tokenizer.vocab_size
+    limit = config.data.shards.max_sentence_tokens
 
     def batches(pairs: Pairs, directions: Sequence[Direction], few: int | None = None) -> Any:
         encoded = encode(base.tokenizer, pairs, limit)
         encoded = EncodedText(encoded.pivot[:few], encoded.new[:few], 0)
-        return make_batches(encoded, config, directions, pieces)
+        return make_batches(encoded, new, extended.model, config, directions)
 
     train, valid = batches(text.train, new.directions), batches(text.valid, new.directions)
     started = time.perf_counter()

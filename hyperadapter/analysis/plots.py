@@ -1,4 +1,4 @@
-"""Pictures of distances between languages and of what swaps cost; colours are families."""
+"""Pictures of distances, of what swaps cost, and of mixtures; colours of codes are families."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
-__all__ = ["plot_matrix", "plot_relatedness"]
+__all__ = ["plot_matrix", "plot_relatedness", "plot_weights"]
 
 Array = NDArray[np.float64]
 # Told apart by colour-blind readers, and in print (Okabe and Ito 2008).
@@ -66,7 +66,7 @@ def _plot_tree(table: DistanceTable) -> Figure:
     tree.set_xlabel("distance", fontsize=8)
     values = table.mean[np.ix_(order, order)]
     image = heat.imshow(values, cmap="viridis_r", aspect="auto")
-    _label_axes(heat, languages, styles)
+    _label_axes(heat, languages, languages, styles)
     figure.colorbar(image, ax=heat, shrink=0.8).ax.tick_params(labelsize=7)
     _add_legend(figure, styles)
     figure.suptitle(f"{_title(table)}: average linkage", fontsize=10)
@@ -123,7 +123,7 @@ def plot_matrix(
     axes = figure.subplots()
     limit = float(np.abs(costs).max()) or 1.0
     image = axes.imshow(costs, cmap="RdBu_r", norm=Normalize(-limit, limit))
-    _label_axes(axes, languages, styles)
+    _label_axes(axes, languages, languages, styles)
     axes.set_ylabel(axes_names[0], fontsize=8)
     axes.set_xlabel(axes_names[1], fontsize=8)
     if len(languages) <= _MOST_FIGURES:
@@ -132,6 +132,46 @@ def plot_matrix(
             axes.text(
                 column, row, f"{value:.2f}", ha="center", va="center", fontsize=6, color=colour
             )
+    figure.colorbar(image, ax=axes, shrink=0.8).ax.tick_params(labelsize=7)
+    _add_legend(figure, styles)
+    figure.suptitle(title, fontsize=9)
+    _save(figure, path)
+    return path
+
+
+def plot_weights(
+    weights: Array, rows: Sequence[str], columns: Sequence[str], title: str, path: Path
+) -> Path:
+    """Draws of what each language is made: weights as colours, and as numbers in per cent.
+
+    Args:
+        weights: From 0 to 1; NaN where a language is no part of another [n, m].
+        rows: The n languages that are mixed.
+        columns: The m languages that they are made of.
+        title: Of the picture.
+        path: Of the picture.
+
+    Returns:
+        The path.
+    """
+    from matplotlib.colors import Normalize
+
+    styles = _family_styles([*rows, *columns])
+    width = _side_inches(max(len(columns), 5), 1.3 * _CELL_INCHES)
+    figure = _new_figure(1.2 + width, 1.0 + _side_inches(len(rows), 1.3 * _CELL_INCHES))
+    axes = figure.subplots()
+    image = axes.imshow(weights, cmap="Blues", norm=Normalize(0.0, 1.0), aspect="auto")
+    _label_axes(axes, rows, columns, styles)
+    axes.set_ylabel("language", fontsize=8)
+    axes.set_xlabel("is made of", fontsize=8)
+    if max(weights.shape) <= _MOST_FIGURES:
+        for (row, column), value in np.ndenumerate(weights):
+            if np.isfinite(value):
+                colour = "white" if value > _DARK else "black"
+                axes.text(
+                    column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=6,
+                    color=colour,
+                )  # fmt: skip
     figure.colorbar(image, ax=axes, shrink=0.8).ax.tick_params(labelsize=7)
     _add_legend(figure, styles)
     figure.suptitle(title, fontsize=9)
@@ -158,9 +198,11 @@ def _family_styles(languages: Sequence[str]) -> dict[str, tuple[str, str]]:
     }
 
 
-def _label_axes(axes: Axes, languages: Sequence[str], styles: dict[str, tuple[str, str]]) -> None:
-    axes.set_xticks(range(len(languages)), languages, rotation=90, fontsize=7)
-    axes.set_yticks(range(len(languages)), languages, fontsize=7)
+def _label_axes(
+    axes: Axes, rows: Sequence[str], columns: Sequence[str], styles: dict[str, tuple[str, str]]
+) -> None:
+    axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
+    axes.set_yticks(range(len(rows)), rows, fontsize=7)
     labels: list[Text] = [*axes.get_xticklabels(), *axes.get_yticklabels()]
     for label in labels:
         label.set_color(styles[family_of(label.get_text())][0])

@@ -146,19 +146,19 @@ def extend(
     train, valid = _read(files, new)
     coverage = measure_coverage(tokenizer, train)
     extended = ExtendedModel(weights, config, new, device)
-    limit, pieces = config.data.shards.max_sentence_tokens, extended.info.vocabulary.num_pieces
+    limit = config.data.shards.max_sentence_tokens
     text, held_text = (encode(tokenizer, pairs, limit) for pairs in (train, valid))
-    train_batches = make_batches(text, config, new.directions, pieces, device)
-    held = _Held(
-        valid,
-        {d: make_batches(held_text, config, [d], pieces, device) for d in new.directions},
-    )
+
+    def batches(encoded: EncodedText, *directions: Direction) -> list[Batch]:
+        return make_batches(encoded, new, extended.model, config, directions)
+
+    held = _Held(valid, {d: batches(held_text, d) for d in new.directions})
     few = options.init_sentences
     sample = EncodedText(text.pivot[:few], text.new[:few], 0)
-    relatives = rank_by_loss(extended, make_batches(sample, config, new.directions, pieces, device))
+    relatives = rank_by_loss(extended, batches(sample, *new.directions))
     extended.set_rows(_first_rows(extended, relatives, options))
     at_first = _measure(extended, tokenizer, held)
-    fitted = fit(extended, train_batches, held.all, options.fit)
+    fitted = fit(extended, batches(text, *new.directions), held.all, options.fit)
     at_last = _measure(extended, tokenizer, held)
     report = {
         "run": before.name,

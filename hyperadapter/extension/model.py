@@ -21,10 +21,10 @@ from torch.func import functional_call
 from hyperadapter.checkpoint.weights import WeightsInfo, load_info
 from hyperadapter.config import RunConfig
 from hyperadapter.core.errors import LanguageError, nearest
-from hyperadapter.core.languages import Direction, parse_language
+from hyperadapter.core.languages import Direction, family_of, parse_language
 from hyperadapter.core.schema import parse_config
 from hyperadapter.model.batch import Batch
-from hyperadapter.model.parts import named_rows, stack_keys
+from hyperadapter.model.parts import named_rows, part_of, stack_keys
 from hyperadapter.model.seq2seq import LossSums, Seq2Seq
 from hyperadapter.model.vocabulary import Vocabulary
 from hyperadapter.training.start import take_over
@@ -173,9 +173,16 @@ class ExtendedModel:
         for name in self.parameters_with_rows:
             names = self._now[name]
             first = weights[name].size(0) - len(names)
-            theirs = [_rename(text, self.new.code, code) for text in self.names(name)]
+            theirs = [self._stand_in(name, text, code) for text in self.names(name)]
             found[name] = weights[name][[first + names.index(text) for text in theirs]].clone()
         return found
+
+    def _stand_in(self, parameter: str, name: str, code: str) -> str:
+        """Returns whose row stands for a known language where that of `name` is new."""
+        adapter = self.config.model.adapter
+        if adapter.kind == "family" and part_of(parameter) == "adapters":
+            return adapter.families.get(code) or family_of(code)
+        return _rename(name, self.new.code, code)
 
     def overrides(self, rows: Mapping[str, Tensor]) -> Rows:
         """Returns whole tensors with other new rows, through which gradients reach the rows."""

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from data_pipeline.ragged import Ragged
@@ -25,6 +24,7 @@ from hyperadapter.evaluation.test_sets import read_pairs
 from hyperadapter.evaluation.translate import plain_text
 from hyperadapter.extension.model import NewLanguage
 from hyperadapter.model.batch import Batch
+from hyperadapter.model.seq2seq import Seq2Seq
 
 __all__ = [
     "Coverage",
@@ -203,31 +203,33 @@ def encode(tokenizer: Tokenizer, pairs: Pairs, max_tokens: int) -> EncodedText:
 
 def make_batches(
     text: EncodedText,
+    new: NewLanguage,
+    model: Seq2Seq,
     config: RunConfig,
     directions: Sequence[Direction],
-    num_pieces: int,
-    device: torch.device | str = "cpu",
+    most_pairs: int = 32,
 ) -> list[Batch]:
-    """Makes micro-batches of similar lengths; a pair is there once in each of the directions.
+    """Makes batches of similar lengths; a pair is there once in each of the directions.
 
     Args:
-        text: Pairs of the new language.
-        config: From `extend_config`; `training.micro_batch_tokens` limits a batch.
-        directions: One or both of the new language's.
-        num_pieces: Pieces of the tokenizer.
-        device: Where they go.
+        text: Pairs of the language.
+        new: The language; the model may know it.
+        model: Says how many pieces there are, and where batches go.
+        config: Of the model; `training.micro_batch_tokens` limits a batch too.
+        directions: One or both of the language's.
+        most_pairs: In a batch, so that few pairs make several steps.
     """
-    layout = BatchLayout.from_config(config.data, num_pieces)
+    layout = BatchLayout.from_config(config.data, model.vocabulary.num_pieces)
     known = config.data.resolved_directions()
     numbers = sorted((known.index(direction), direction) for direction in directions)
-    newest = config.data.languages[-1]
+    device = model.embedding.weight.device
     longest = [max(len(a), len(b)) + 2 for a, b in zip(text.pivot, text.new, strict=True)]
     batches = []
-    for rows in _cut(longest, config.training.micro_batch_tokens // len(directions)):
+    for rows in _cut(longest, config.training.micro_batch_tokens // len(directions), most_pairs):
         pivot_side, new_side = ([side[row] for row in rows] for side in text[:2])
         src, tgt = [], []
         for _, direction in numbers:
-            outward = direction.tgt == newest
+            outward = direction.tgt == new.code
             src += pivot_side if outward else new_side
             tgt += new_side if outward else pivot_side
         of_rows = np.repeat([number for number, _ in numbers], len(rows))
@@ -238,11 +240,11 @@ def make_batches(
     return batches
 
 
-def _cut(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """Yields rows of similar length that together, padded, have so many tokens at most."""
+def _cut(lengths: Sequence[int], tokens: int, most: int) -> Iterator[list[int]]:
+    """Yields rows of similar length: so many at most, which padded have so many tokens at most."""
     rows: list[int] = []
     for row in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
-        if rows and lengths[rows[0]] * (len(rows) + 1) > tokens:
+        if rows and (len(rows) == most or lengths[rows[0]] * (len(rows) + 1) > tokens):
             yield rows
             rows = []
         rows.append(row)

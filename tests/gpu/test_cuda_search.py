@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 from data_pipeline.stream.batching import MicroBatch
 from hyperadapter.config import EvaluationConfig
-from hyperadapter.evaluation.search import Hypothesis, beam_search
+from hyperadapter.evaluation.search import Hypothesis, beam_search, search_n_best
 from hyperadapter.model.batch import Batch
 from hyperadapter.model.seq2seq import Seq2Seq
 
@@ -54,6 +55,37 @@ def test_the_search_finds_the_same_as_on_the_cpu(
     same = [pair for pair in zip(found, expected, strict=True) if pair[0].ids == pair[1].ids]
     assert len(same) >= least_same
     assert [one.score for one, _ in same] == pytest.approx([two.score for _, two in same], rel=1e-4)
+
+
+# Draws depend on the sentence, the seed and the model's scores, not on the device.
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"coverage_penalty": 0.3},
+        {"no_repeat_ngram": 2},
+        {"sampling": {"temperature": 0.8, "top_k": 5}},
+        {"sampling": {"top_p": 0.7}},
+    ],
+)
+def test_the_options_of_the_search_do_the_same_as_on_the_cpu(
+    options: dict[str, Any],
+    device: torch.device,
+    make_model: Callable[..., Seq2Seq],
+    prompts: MicroBatch,
+) -> None:
+    model = make_model("none").to(torch.float64).eval()
+    with torch.no_grad():
+        model.embedding.weight.mul_(4.0)
+    config, found = EvaluationConfig(beam_size=4, **options), []
+    for place in ("cpu", device):
+        batch = Batch.from_micro_batch(prompts, place)
+        prefixes = [(5,) if row % 3 else () for row in range(SENTENCES)]
+        found.append(
+            search_n_best(model.to(place), batch, None, config, n_best=3, prefixes=prefixes)
+        )
+    for expected, one in zip(*found, strict=True):
+        assert [h.ids for h in one] == [h.ids for h in expected]
+        assert [h.score for h in one] == pytest.approx([h.score for h in expected], rel=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

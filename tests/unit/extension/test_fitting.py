@@ -38,7 +38,7 @@ class Case:
         read = read_new_text([pairs], Direction("en", "af"), NEW, "--pairs")
         self.train, self.valid = (
             make_batches(
-                encode(tokenizer, part, 40), config, NEW.directions[:1], tokenizer.vocab_size
+                encode(tokenizer, part, 40), NEW, self.extended.model, config, NEW.directions[:1]
             )
             for part in split_pairs(read, 0.3, 100)
         )

@@ -104,6 +104,19 @@ def test_stored_adapters_get_an_adapter_more(
     assert {directions.names(name) for name in stacks} == {("en-af", "af-en")}
 
 
+def test_the_first_language_of_a_family_begins_with_the_adapters_of_a_relatives_family(
+    dialect_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    tags = {"encoder": "source", "decoder": "target"}
+    new = NewLanguage("fi", "en")
+    extended = extended_of(dialect_run("family", data={"tags": tags}), tmp_path, new)
+    assert extended.names("adapters.stack.up_KLDR") == ("finnic",)
+    with torch.no_grad():
+        theirs = extended.model(as_language(extended, "es")).loss
+        found = extended.loss(as_language(extended, "fi"), extended.rows_of("es"), 0.0).loss
+    assert torch.equal(found, theirs)
+
+
 def test_the_gradient_of_the_rows_is_that_of_the_whole_tensors(
     dialect_run: Callable[..., Path], tmp_path: Path
 ) -> None:

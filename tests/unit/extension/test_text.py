@@ -27,7 +27,7 @@ from hyperadapter.extension.text import (
     split_pairs,
 )
 from hyperadapter.model.batch import Batch
-from tests.unit.analysis.conftest import make_config
+from tests.unit.analysis.conftest import make_config, make_model
 
 NEW = NewLanguage("af", "en")
 
@@ -62,7 +62,8 @@ def numbered(count: int, seed: int, longest: int = 12) -> EncodedText:
 def test_every_pair_is_there_once_in_each_direction(count: int, seed: int, both: bool) -> None:
     config = extend_config(make_config(Path("run")), NEW, Path("out"))
     directions = NEW.directions if both else NEW.directions[1:]
-    batches = make_batches(numbered(count, seed), config, directions, 300)
+    model = make_model(config)
+    batches = make_batches(numbered(count, seed), NEW, model, config, directions, 9)
     known = config.data.resolved_directions()
     seen: dict[Direction, list[tuple[int, int]]] = {direction: [] for direction in directions}
     for batch in batches:
@@ -71,6 +72,7 @@ def test_every_pair_is_there_once_in_each_direction(count: int, seed: int, both:
         marks = batch.src_N.view(-1, batch.src.width)
         of = [known[number] for number in batch.direction_P.tolist()]
         per = len(starts) // len(of)
+        assert per <= 9
         for index, pair in enumerate(zip(starts, targets, strict=True)):
             direction = of[index // per]
             seen[direction].append(pair)

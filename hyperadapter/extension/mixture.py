@@ -1,0 +1,210 @@
+"""A language as a weighted mean of other languages: its own rows of tensors are replaced by
+
+    row = sum over languages c of w_c row_c,    w = softmax(logits)
+
+with the same w for its tag, its language embeddings and its stored adapters. Only w is learnt: as
+many numbers as there are other languages, so a few dozen sentence pairs are enough.
+
+Rows that a language shares with relatives, as adapters of families are, are not its own and stay.
+
+Shape legend: C other languages.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from hyperadapter.analysis.distances import GivenDistances
+from hyperadapter.core.errors import TrainingError
+from hyperadapter.extension.fitting import Pass
+from hyperadapter.extension.model import Rows
+from hyperadapter.model.adapters import StackedAdapters
+from hyperadapter.model.batch import Batch
+from hyperadapter.model.parts import named_rows, part_of
+from hyperadapter.model.seq2seq import Seq2Seq
+
+__all__ = ["Learnt", "Mixture", "distance_weights", "effective_number", "learn_weights"]
+
+_LEARNING_RATE = 0.2
+"""Of Adam."""
+_MOST_PASSES = 40
+_PATIENCE = 4
+"""Passes without a better held-out loss that end learning."""
+
+
+class Learnt(NamedTuple):
+    """What learning gave.
+
+    Attributes:
+        weights: Of the others [C], on the CPU; they sum to 1.
+        passes: One after the other; the weights are those of the best held-out loss.
+    """
+
+    weights: Tensor
+    passes: tuple[Pass, ...]
+
+
+class Mixture:
+    """A language of a model whose own rows can be replaced by mixtures of others'.
+
+    Args:
+        model: In evaluation mode; it knows the language and the others. Its parameters lose their
+            gradients.
+        code: The language.
+        others: C languages to mix.
+    """
+
+    def __init__(self, model: Seq2Seq, code: str, others: Sequence[str]) -> None:
+        self.model, self.code, self.others = model.requires_grad_(False), code, tuple(others)
+        languages = model.vocabulary.languages
+        numbers = [languages.index(other) for other in self.others]
+        self._places: dict[str, int] = {}
+        self._tables: Rows = {}
+        for name, weight in model.named_parameters():
+            row_of = _rows_of_languages(model, name)
+            if row_of is None or row_of.count(row_of[languages.index(code)]) > 1:
+                continue
+            self._places[name] = row_of[languages.index(code)]
+            self._tables[name] = weight[[row_of[number] for number in numbers]].clone()
+
+    def mix(self, weights: Tensor) -> Rows:
+        """Returns rows, by parameter, through which gradients reach the weights [C]."""
+        # Sums of products and not a matrix product, which a GPU may round to fewer bits.
+        return {
+            name: (weights.to(table).view(-1, *[1] * (table.dim() - 1)) * table).sum(0)
+            for name, table in self._tables.items()
+        }
+
+    def own(self) -> Rows:
+        """Returns a copy of the language's own rows."""
+        weights = dict(self.model.named_parameters())
+        return {name: weights[name][place].clone() for name, place in self._places.items()}
+
+    def overrides(self, rows: Mapping[str, Tensor]) -> Rows:
+        """Returns whole tensors with other rows for the language."""
+        weights = dict(self.model.named_parameters())
+        return {
+            name: weights[name].index_copy(
+                0, torch.tensor([self._places[name]], device=row.device), row.unsqueeze(0)
+            )
+            for name, row in rows.items()
+        }
+
+    def nll(self, batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
+        """Computes the negative log-likelihood of a batch with other rows, in nats."""
+        nll: Tensor = functional_call(self.model, self.overrides(rows), (batch, 0.0)).loss
+        return nll
+
+    @torch.no_grad()
+    def mean_nll(self, batches: Sequence[Batch], rows: Mapping[str, Tensor]) -> float:
+        """Returns the negative log-likelihood of batches, in nats per target token."""
+        total = sum(float(self.nll(batch, rows)) for batch in batches)
+        return total / sum(batch.target_K.numel() for batch in batches)
+
+    @contextmanager
+    def replaced(self, rows: Mapping[str, Tensor]) -> Iterator[None]:
+        """Puts rows into the model for a while; its file stays as it is."""
+        own = self.own()
+        try:
+            self._set(rows)
+            yield
+        finally:
+            self._set(own)
+
+    @torch.no_grad()
+    def _set(self, rows: Mapping[str, Tensor]) -> None:
+        weights = dict(self.model.named_parameters())
+        for name, row in rows.items():
+            weights[name][self._places[name]] = row
+
+
+def _rows_of_languages(model: Seq2Seq, name: str) -> list[int] | None:
+    """Returns the row of each language in a parameter, or None if it has none."""
+    if part_of(name) == "adapters":
+        assert isinstance(model.adapters, StackedAdapters)
+        return None if model.adapters.group is None else list(model.adapters.group.tolist())
+    found = named_rows(name, model.vocabulary, ())
+    return found and list(range(found.first, found.first + len(found.names)))
+
+
+def learn_weights(
+    mixture: Mixture, train: Sequence[Batch], valid: Sequence[Batch], seed: int
+) -> Learnt:
+    """Learns the weights of a mixture by Adam on their logits, which all begin as 0.
+
+    To begin with the best relative, or with weights by the loss of each, leads to the same loss.
+
+    Args:
+        mixture: Of the language.
+        train: Batches to learn from; each is a step.
+        valid: Batches that say when to stop and which weights are the best.
+        seed: Of the order of batches.
+
+    Raises:
+        TrainingError: A loss is not finite.
+    """
+    device = mixture.model.embedding.weight.device
+    logits = torch.zeros(len(mixture.others), device=device, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], _LEARNING_RATE)
+    generator = torch.Generator().manual_seed(seed)
+    tokens = sum(batch.target_K.numel() for batch in train)
+
+    def held_out() -> float:
+        loss = mixture.mean_nll(valid, mixture.mix(logits.detach().softmax(0)))
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss of {mixture.code} as a mixture of {', '.join(mixture.others)} is {loss};"
+                " the model is damaged: choose another --checkpoint"
+            )
+        return loss
+
+    best, passes = logits.detach().clone(), [Pass(0, None, held_out())]
+    for number in range(1, _MOST_PASSES + 1):
+        total = 0.0
+        for index in torch.randperm(len(train), generator=generator).tolist():
+            nll = mixture.nll(train[index], mixture.mix(logits.softmax(0)))
+            (logits.grad,) = torch.autograd.grad(nll / train[index].target_K.numel(), logits)
+            optimizer.step()
+            total += float(nll.detach())
+        passes.append(Pass(number, total / tokens, held_out()))
+        winner = min(passes, key=lambda item: item.valid_loss)
+        if winner.number == number:
+            best = logits.detach().clone()
+        elif number - winner.number >= _PATIENCE:
+            break
+    return Learnt(best.softmax(0).cpu(), tuple(passes))
+
+
+def distance_weights(given: GivenDistances, code: str, others: Sequence[str]) -> Tensor:
+    """Returns weights [C] in proportion to exp(-distance / tau), 0 where there is no distance.
+
+    tau is the median, over the language and the others, of the distance to the nearest: what is
+    further away by tau weighs e times less. Where it is 0, the nearest share all weight.
+
+    Args:
+        given: Has the language and some of the others.
+        code: The language.
+        others: C languages.
+    """
+    names = [other for other in (code, *others) if other in given.languages]
+    places = [given.languages.index(name) for name in names]
+    matrix = given.matrix[np.ix_(places, places)]
+    apart = matrix + np.diag(np.full(len(names), np.inf))
+    tau = float(np.median(apart.min(axis=1)))
+    further = matrix[0, 1:] - matrix[0, 1:].min()
+    weights = np.exp(-further / tau) if tau > 0 else (further == 0).astype(np.float64)
+    found = dict(zip(names[1:], weights / weights.sum(), strict=True))
+    return torch.tensor([found.get(other, 0.0) for other in others], dtype=torch.float32)
+
+
+def effective_number(weights: Tensor) -> float:
+    """Returns the exponential of the entropy of weights [C]: from 1, one has all, to C."""
+    return float(torch.special.entr(weights.double()).sum().exp())
