@@ -1,16 +1,18 @@
 """How well a language can be added to a trained run: few numbers, some parts, or everything.
 
     relative     nothing is fitted: the rows of the relative with the least loss on the pairs
-    mixture      one weight per known language (`hyperadapter analyse interpolate`)
+    mixture      one weight per known language, equal at first (`analyse interpolate`); it learns by
+                 the plain likelihood, in passes of its own number
     embedding    the language's rows: its embedding and its tag (`hyperadapter extend`)
     heads        these and the hyper-network's heads (`--fit hyper_heads`)
     adapters     these without a hyper-network: adapters of the two directions, which begin as those
                  that the hyper-network makes for the relative
     everything   all weights of the model (`--fit all`)
 
-All begin with the same relative, learn from the same pairs, stop by the same held-out pairs, and
-are measured on the test split. `others` is what it does to the languages that were there: the mean
-loss on their validation sentences, after less before.
+All others begin with that relative, learn from the same pairs by the same smoothed loss, stop by
+the same held-out pairs, and are measured on the test split without near-duplicates. `others` is
+what it does to the languages that were there: the mean loss on their validation sentences, after
+less before. Seconds are those of learning.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.measure import describe_machine
-from data_pipeline.bitext import read_split
+from data_pipeline.bitext import Split, read_split
 from data_pipeline.stream.streams import ValidStream, shards_folder
 from data_pipeline.tokenizer import Tokenizer
 from hyperadapter.checkpoint import layout
@@ -41,8 +43,8 @@ from hyperadapter.extension.extend import score_translations
 from hyperadapter.extension.fitting import FitOptions, fit
 from hyperadapter.extension.mixture import Mixture, learn_weights
 from hyperadapter.extension.model import ExtendedModel, NewLanguage, extend_config
-from hyperadapter.extension.relatives import mean_loss, rank_by_loss
-from hyperadapter.extension.text import EncodedText, Pairs, encode, make_batches, split_pairs
+from hyperadapter.extension.relatives import rank_by_loss
+from hyperadapter.extension.text import Pairs, encode, make_batches, sample_pairs
 from hyperadapter.model.batch import Batch
 from hyperadapter.model.parts import PARTS, stack_keys
 from hyperadapter.model.seq2seq import Seq2Seq
@@ -73,18 +75,23 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _read(data: RunConfig, code: str, sizes: Sequence[int], test: int) -> Text:
+def _read(data: RunConfig, code: str, most: tuple[int, int, int]) -> Text:
     """Reads a language's clean text, shuffled with a seed: sentences of a few words and more."""
-    found = {}
-    for split in ("train", "test"):
+    found = []
+    splits: tuple[Split, ...] = ("train", "valid", "test")
+    for split, count in zip(splits, most, strict=True):
         text = read_split(Path(data.data.folder) / "clean", split, (data.data.pivot, code))
+        near = text.near_duplicate or [False] * len(text.a)  # train has no marks
         rows = [
-            row for row in zip(text.a, text.b, strict=True) if len(row[0].split()) >= _LEAST_WORDS
+            (a, b)
+            for a, b, is_near in zip(text.a, text.b, near, strict=True)
+            if len(a.split()) >= _LEAST_WORDS and not is_near
         ]
+        if len(rows) < count and split == "train":
+            raise SystemExit(f"{code} has {len(rows)} pairs to learn from, {count} are wanted")
         random.Random(1).shuffle(rows)
-        most = max(sizes) if split == "train" else test
-        found[split] = Pairs([row[0] for row in rows[:most]], [row[1] for row in rows[:most]])
-    return Text(found["train"], Pairs([], []), found["test"])
+        found.append(Pairs([row[0] for row in rows[:count]], [row[1] for row in rows[:count]]))
+    return Text(*found)
 
 
 def store_adapters(config: RunConfig, weights: Path, folder: Path) -> tuple[RunConfig, Path]:
@@ -97,6 +104,8 @@ def store_adapters(config: RunConfig, weights: Path, folder: Path) -> tuple[RunC
         "kind": "direction",
         "bottleneck_dim": adapter.bottleneck_dim,
         "placement": adapter.placement,
+        "encoder_layers": adapter.encoder_layers,
+        "decoder_layers": adapter.decoder_layers,
     }
     stored_config = parse_config(RunConfig, tree, "stored adapters")
     stored = Seq2Seq(stored_config.model, vocabulary)
@@ -156,23 +165,24 @@ def measure(
     extended = ExtendedModel(weights, config, new)
     limit = config.data.shards.max_sentence_tokens
 
-    def batches(pairs: Pairs, directions: Sequence[Direction], few: int | None = None) -> Any:
+    def batches(pairs: Pairs, directions: Sequence[Direction]) -> list[Batch]:
         encoded = encode(base.tokenizer, pairs, limit)
-        encoded = EncodedText(encoded.pivot[:few], encoded.new[:few], 0)
         return make_batches(encoded, new, extended.model, config, directions)
 
     train, valid = batches(text.train, new.directions), batches(text.valid, new.directions)
-    started = time.perf_counter()
-    relative = rank_by_loss(extended, batches(text.train, new.directions, 100))[0]
+    relative = rank_by_loss(extended, batches(sample_pairs(text.train, 100), new.directions))[0]
     extended.set_rows(extended.rows_of(relative.code))
     row: dict[str, Any] = {"relative": relative.code, "fitted": 0, "passes": 0}
     before = _others_loss(extended.model, arguments.others)
+    started = time.perf_counter()
     if method == "mixture":
         mixture = Mixture(extended.model, new.code, extended.candidates)
         learnt = learn_weights(mixture, train, valid, seed=1)
-        extended.set_rows({k: v.unsqueeze(0) for k, v in mixture.mix(learnt.weights).items()})
+        extended.set_rows(mixture.mix(learnt.weights))
+        best = min(learnt.passes, key=lambda item: item.valid_loss)
         weights_of = dict(zip(extended.candidates, learnt.weights.tolist(), strict=True))
-        row |= {"fitted": len(weights_of), "weights": weights_of, "passes": len(learnt.passes) - 1}
+        row |= {"fitted": len(weights_of), "weights": weights_of, "passes": best.number}
+        row["held_out"] = best.valid_loss
     elif method != "relative":
         report = fit(extended, train, valid, _fit_options(method, arguments))
         row |= {"fitted": report.num_parameters, "passes": report.best.number}
@@ -181,9 +191,10 @@ def measure(
     row["others"] = _others_loss(extended.model, arguments.others) - before
     for direction in new.directions:
         name = "out" if direction.tgt == new.code else "in"
-        row[f"loss_{name}"] = mean_loss(extended, batches(text.test, [direction]))
+        row[f"loss_{name}"] = extended.mean_loss(batches(text.test, [direction]))
         scores = score_translations(extended, base.tokenizer, text.test, direction)
-        row[f"chrfpp_{name}"] = scores["chrfpp"]
+        row[f"chrfpp_{name}"] = scores["chrfpp"].value
+        row["signature"] = scores["chrfpp"].signature
     return row
 
 
@@ -216,7 +227,8 @@ def main() -> None:
     add("--languages", nargs="+", default=["nb", "gl"], help="to add, one after the other")
     add("--pairs", nargs="+", type=int, default=[100, 1000], help="to learn from")
     add("--methods", nargs="+", choices=METHODS, default=METHODS)
-    add("--test", type=int, default=200, help="sentences")
+    add("--valid", type=int, default=100, help="pairs to stop by, of the validation split")
+    add("--test", type=int, default=200, help="pairs to measure on, of the test split")
     add("--passes", type=int, default=30, help="most passes over the pairs")
     add("--learning-rate", type=float, default=FitOptions().learning_rate)
     add("--parts-learning-rate", type=float, default=FitOptions().parts_learning_rate)
@@ -235,11 +247,12 @@ def main() -> None:
     report = {"machine": describe_machine(), "step": weights.parent.name, "rows": rows}
     for code in arguments.languages:
         new = NewLanguage(code, config.data.pivot)
-        text = _read(new_config, code, arguments.pairs, arguments.test)
+        most = max(arguments.pairs), arguments.valid, arguments.test
+        text = _read(new_config, code, most)
         for size in arguments.pairs:
-            train, valid = split_pairs(text.train.select(range(size)), 0.2, 200)
+            part = text._replace(train=text.train.select(range(size)))
             for method in arguments.methods:
-                row = measure(method, base, new, Text(train, valid, text.test), arguments)
+                row = measure(method, base, new, part, arguments)
                 rows.append({"language": code, "pairs": size, "method": method, **row})
                 _say(_table(rows[-1:]).splitlines()[-1])
                 if arguments.out is not None:

@@ -44,8 +44,8 @@ __all__ = ["extend"]
     "--init",
     default="loss",
     show_default=True,
-    help="What the new rows begin as: loss (the relative that understands the pairs best), mean, "
-    "distances, random, or a language's code.",
+    help="What the new rows begin as: loss (the relative that understands the pairs best), mixture "
+    "(learnt weights of all), mean, distances, random, or a language's code.",
 )
 @click.option(
     "--distances",

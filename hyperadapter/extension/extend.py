@@ -26,16 +26,18 @@ from hyperadapter.analysis.distances import read_distances
 from hyperadapter.checkpoint import layout
 from hyperadapter.checkpoint.weights import LoadedModel, load_weights, save_weights
 from hyperadapter.config import RunConfig
-from hyperadapter.core.errors import ConfigError, LanguageError, nearest
-from hyperadapter.core.files import write_json, write_text
+from hyperadapter.core.errors import ConfigError, DataError, LanguageError, nearest
+from hyperadapter.core.files import atomic_directory, require_space, write_json, write_text
 from hyperadapter.core.languages import Direction
 from hyperadapter.core.schema import load_config, to_yaml
-from hyperadapter.evaluation.score import score_corpus
+from hyperadapter.evaluation.score import Score, score_corpus
 from hyperadapter.evaluation.translate import Translator, choose_device, tokenizer_folder
-from hyperadapter.extension.fitting import FitOptions, FitReport, fit
-from hyperadapter.extension.model import ExtendedModel, NewLanguage, Rows, extend_config
+from hyperadapter.extension.fitting import FitOptions, FitReport, fit, require_something
+from hyperadapter.extension.mixture import Mixture, learn_weights
+from hyperadapter.extension.model import ExtendedModel, NewLanguage, extend_config
 from hyperadapter.extension.plots import plot_extension
-from hyperadapter.extension.relatives import Relative, mean_loss, rank_by_loss
+from hyperadapter.extension.relatives import rank_by_loss
+from hyperadapter.extension.rows import Rows
 from hyperadapter.extension.text import (
     EncodedText,
     Pairs,
@@ -43,7 +45,9 @@ from hyperadapter.extension.text import (
     make_batches,
     measure_coverage,
     read_new_text,
+    sample_pairs,
     split_pairs,
+    without,
 )
 from hyperadapter.model.batch import Batch
 from hyperadapter.training.preflight import experiment_fingerprint
@@ -54,6 +58,8 @@ __all__ = ["ExtendOptions", "PairFiles", "extend", "extension_tables", "score_tr
 log = logging.getLogger(__name__)
 
 REPORT_FILE = "extension.json"
+_PICTURE = "extension.png"
+_INITS = ("loss", "mixture", "mean", "distances", "random")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +87,9 @@ class ExtendOptions:
 
     Attributes:
         checkpoint: Which weights of the trained run.
-        init: `loss` (the relative with the least loss), `mean` of all, `distances` (the nearest in
-            a file), `random`, or the code of a language.
+        init: `loss` (the relative with the least loss), `mixture` (a mean of all that is learnt
+            first), `mean` of all, `distances` (the nearest in a file), `random`, or the code of a
+            language.
         distances_file: For `distances`: a square CSV matrix such as URIEL's.
         init_sentences: Pairs that relatives are ranked on.
         device: Where to work.
@@ -141,24 +148,25 @@ def extend(
     config = extend_config(before, new, out)
     tree = config.training.model_copy(update={"start_from": str(weights.resolve())})
     config = config.model_copy(update={"training": tree})
-    device = choose_device(options.device)
     tokenizer = Tokenizer.load(tokenizer_folder(run_dir, before))
     train, valid = _read(files, new)
     coverage = measure_coverage(tokenizer, train)
-    extended = ExtendedModel(weights, config, new, device)
+    extended = ExtendedModel(weights, config, new, choose_device(options.device))
+    _check_before_anything(extended, tokenizer, out, options)
     limit = config.data.shards.max_sentence_tokens
     text, held_text = (encode(tokenizer, pairs, limit) for pairs in (train, valid))
 
     def batches(encoded: EncodedText, *directions: Direction) -> list[Batch]:
         return make_batches(encoded, new, extended.model, config, directions)
 
-    held = _Held(valid, {d: batches(held_text, d) for d in new.directions})
-    few = options.init_sentences
-    sample = EncodedText(text.pivot[:few], text.new[:few], 0)
+    held = _Held(valid.select(held_text.rows), {d: batches(held_text, d) for d in new.directions})
+    train_batches = batches(text, *new.directions)
+    sample = encode(tokenizer, sample_pairs(train, options.init_sentences), limit)
     relatives = rank_by_loss(extended, batches(sample, *new.directions))
-    extended.set_rows(_first_rows(extended, relatives, options))
+    nearest_code = relatives[0].code
+    extended.set_rows(_first_rows(extended, nearest_code, train_batches, held.all, options))
     at_first = _measure(extended, tokenizer, held)
-    fitted = fit(extended, batches(text, *new.directions), held.all, options.fit)
+    fitted = fit(extended, train_batches, held.all, options.fit)
     at_last = _measure(extended, tokenizer, held)
     report = {
         "run": before.name,
@@ -168,8 +176,8 @@ def extend(
         "pivot": pivot,
         "adapter_kind": config.model.adapter.kind,
         "pairs": {
-            "train": len(text.pivot),
-            "valid": len(held_text.pivot),
+            "train": len(text.rows),
+            "valid": len(held_text.rows),
             "too_long": text.too_long + held_text.too_long,
         },
         "coverage": coverage._asdict(),
@@ -189,41 +197,71 @@ def extend(
 
 
 def _read(files: PairFiles, new: NewLanguage) -> tuple[Pairs, Pairs]:
+    """Reads pairs to learn from and held-out ones, of which no sentence of the pivot is learnt."""
     pairs = read_new_text(files.train, files.columns, new, "--pairs")
-    if files.valid:
-        return pairs, read_new_text(files.valid, files.columns, new, "--valid")
-    return split_pairs(pairs, files.valid_fraction, files.max_valid)
+    if not files.valid:
+        return split_pairs(pairs, files.valid_fraction, files.max_valid)
+    valid = read_new_text(files.valid, files.columns, new, "--valid")
+    train = without(pairs, valid)
+    if not train:
+        raise DataError("all of --pairs are in --valid too; hold out other pairs")
+    if len(train.pivot) < len(pairs.pivot):
+        log.warning(
+            "%d of %d pairs are left out, because their %s side is in --valid",
+            *(len(pairs.pivot) - len(train.pivot), len(pairs.pivot), new.pivot),
+        )
+    return train, valid
+
+
+def _check_before_anything(
+    extended: ExtendedModel, tokenizer: Tokenizer, out: Path, options: ExtendOptions
+) -> None:
+    """Fails now and not after the fit.
+
+    Raises:
+        CheckpointError: The tokenizer is not the model's.
+        ConfigError: There is nothing to fit, or an option names nothing.
+        DataError: The file of distances cannot be used.
+        DiskFullError: There is no room for the new run.
+    """
+    Translator(LoadedModel(extended.model, extended.info), tokenizer, extended.config)
+    require_something(extended, options.fit)
+    size = sum(x.numel() * x.element_size() for x in extended.model.state_dict().values())
+    require_space(out, size, "the new run")
+    if (options.init == "distances") != (options.distances_file is not None):
+        raise ConfigError("--init distances and --distances FILE belong together; give both")
+    if options.distances_file is not None:
+        _nearest_by_distance(options.distances_file, extended)
+    elif options.init not in (*_INITS, *extended.candidates):
+        raise LanguageError(
+            f"--init {options.init}: no language of that name stands on both sides of "
+            f"{extended.new.pivot}{nearest(options.init, extended.candidates)}; write "
+            f"{', '.join(_INITS)}, or one of {', '.join(extended.candidates)}"
+        )
 
 
 def _first_rows(
-    extended: ExtendedModel, relatives: Sequence[Relative], options: ExtendOptions
+    extended: ExtendedModel,
+    nearest_code: str,
+    train: Sequence[Batch],
+    valid: Sequence[Batch],
+    options: ExtendOptions,
 ) -> Rows:
-    """Returns what the new rows begin with.
-
-    Raises:
-        ConfigError: `init` is neither a way to begin nor a language that can stand in.
-        DataError: The file of distances cannot be used.
-    """
+    """Returns what the new rows begin with."""
     init, candidates = options.init, extended.candidates
-    if (init == "distances") != (options.distances_file is not None):
-        raise ConfigError("--init distances and --distances FILE belong together; give both")
     if init == "random":
         return extended.rows()
-    if init == "mean":
-        known = [extended.rows_of(code) for code in candidates]
-        return {name: torch.stack([rows[name] for rows in known]).mean(dim=0) for name in known[0]}
+    if init in ("mean", "mixture"):
+        mixture = Mixture(extended.model, extended.new.code, candidates)
+        weights = torch.full((len(candidates),), 1 / len(candidates))
+        if init == "mixture":
+            weights = learn_weights(mixture, train, valid, options.fit.seed).weights
+        return mixture.mix(weights.to(train[0].src_N.device))
+    code = init
     if init == "loss":
-        code = relatives[0].code
+        code = nearest_code
     elif options.distances_file is not None:
         code = _nearest_by_distance(options.distances_file, extended)
-    else:
-        code = init
-    if code not in candidates:
-        raise LanguageError(
-            f"--init {code}: no language of that name stands on both sides of "
-            f"{extended.new.pivot}{nearest(code, candidates)}; write loss, mean, distances, random,"
-            f" or one of {', '.join(candidates)}"
-        )
     log.info("%s begins as %s", extended.new.code, code)
     return extended.rows_of(code)
 
@@ -246,25 +284,28 @@ def _nearest_by_distance(path: Path, extended: ExtendedModel) -> str:
 
 def _measure(
     extended: ExtendedModel, tokenizer: Tokenizer, held: _Held
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, Any]]:
     """Measures loss and scores of the held-out pairs, by direction."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for direction, batches in held.batches.items():
         scores = score_translations(extended, tokenizer, held.pairs, direction)
-        found[str(direction)] = {"loss": mean_loss(extended, batches), **scores}
+        row: dict[str, Any] = {"loss": extended.mean_loss(batches)}
+        row |= {name: score.value for name, score in scores.items()}
+        row["signatures"] = {name: score.signature for name, score in scores.items()}
+        found[str(direction)] = row
     return found
 
 
 def score_translations(
     extended: ExtendedModel, tokenizer: Tokenizer, pairs: Pairs, direction: Direction
-) -> dict[str, float]:
+) -> dict[str, Score]:
     """Translates one side of pairs, and scores it by the other: BLEU and chrF++."""
     outward = direction.tgt == extended.new.code
     src, ref = (pairs.pivot, pairs.new) if outward else (pairs.new, pairs.pivot)
     loaded = LoadedModel(extended.model, extended.info)
     translator = Translator(loaded, tokenizer, extended.config)
     scores = score_corpus(translator.translate(src, *direction), ref, direction.tgt)
-    return {"bleu": scores.bleu.value, "chrfpp": scores.chrfpp.value}
+    return {"bleu": scores.bleu, "chrfpp": scores.chrfpp}
 
 
 def _others_unchanged(extended: ExtendedModel, weights: Path) -> bool:
@@ -284,24 +325,25 @@ def _write_run(
     report: Mapping[str, Any],
     fitted: FitReport,
 ) -> None:
-    """Writes the run folder; the checkpoint comes last, so that half a run is none."""
+    """Writes the run folder, whole or not at all, and logs it."""
     config, info = extended.config, extended.info
     fingerprint = experiment_fingerprint(config)
-    write_text(out / "config.yaml", to_yaml(config))
-    Tokenizer.copy(tokenizer, out / "tokenizer")
-    write_json(out / REPORT_FILE, report)
-    picture = plot_extension(report, out / "extension.png")
-    part = layout.new_part_folder(out, info.step)
-    metadata = info._replace(fingerprint=fingerprint).to_metadata()
-    save_weights(part / layout.WEIGHTS_FILE, extended.model.state_dict(), metadata)
-    values: dict[str, str | int] = {
-        "fingerprint": fingerprint,
-        "world_size": 1,
-        "zero_stage": config.training.zero_stage,
-        "precision": config.training.precision,
-        "data": "",
-    }
-    layout.commit(part, step=info.step, values=values)
+    with atomic_directory(out) as folder:
+        write_text(folder / "config.yaml", to_yaml(config))
+        Tokenizer.copy(tokenizer, folder / "tokenizer")
+        write_json(folder / REPORT_FILE, report)
+        plot_extension(report, folder / _PICTURE)
+        part = layout.new_part_folder(folder, info.step)
+        metadata = info._replace(fingerprint=fingerprint).to_metadata()
+        save_weights(part / layout.WEIGHTS_FILE, extended.model.state_dict(), metadata)
+        values: dict[str, str | int] = {
+            "fingerprint": fingerprint,
+            "world_size": 1,
+            "zero_stage": config.training.zero_stage,
+            "precision": config.training.precision,
+            "data": "",
+        }
+        layout.commit(part, step=info.step, values=values)
     with open_tracker(config, owns_status=True) as tracker:
         for item in fitted.passes:
             losses = {"valid": item.valid_loss, "train": item.train_loss}
@@ -314,10 +356,11 @@ def _write_run(
                 for when in ("before", "after")
                 for direction, row in report[when].items()
                 for name, value in row.items()
+                if name != "signatures"
             },
             fitted.best.number,
         )
-        for path in (out / REPORT_FILE, picture):
+        for path in (out / REPORT_FILE, out / _PICTURE):
             tracker.log_artifact(path, "extension")
 
 

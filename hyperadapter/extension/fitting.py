@@ -1,8 +1,9 @@
 """Fitting a new language's rows, and parts of the model if wanted, to a few pairs.
 
-Only what is fitted has gradients. The new rows are a tensor of their own that is put behind the
-known rows in each step, so that those cannot change. Held-out pairs are looked at after every pass
-over the pairs; the best state counts, and a few passes without a better one end the fit.
+Only what is fitted has gradients. The new rows are tensors of their own that stand in for the
+model's in each step, so that known rows cannot change unless their part is fitted. Held-out pairs
+are looked at after every pass over the pairs; the best state counts, and a few passes without a
+better one end the fit.
 
 Embeddings learn at a rate in proportion to their size: `learning_rate` times the root of the mean
 square of the known ones, so that one rate serves tags and language embeddings alike. Stored
@@ -22,13 +23,12 @@ from torch import Tensor
 
 from data_pipeline.progress import track
 from hyperadapter.config import Part
-from hyperadapter.core.errors import TrainingError
+from hyperadapter.core.errors import ConfigError, TrainingError
 from hyperadapter.extension.model import ExtendedModel
-from hyperadapter.extension.relatives import mean_loss
 from hyperadapter.model.batch import Batch
 from hyperadapter.model.parts import part_of
 
-__all__ = ["FitOptions", "FitReport", "Pass", "fit"]
+__all__ = ["FitOptions", "FitReport", "Pass", "fit", "require_something"]
 
 log = logging.getLogger(__name__)
 
@@ -83,41 +83,64 @@ class FitReport(NamedTuple):
         return min(self.passes, key=lambda item: item.valid_loss)
 
 
+def require_something(extended: ExtendedModel, options: FitOptions) -> None:
+    """Checks that there is something to fit.
+
+    Raises:
+        ConfigError: There is not, or the tag is to be kept and fitted.
+    """
+    if not options.tag and "embedding" in options.parts:
+        raise ConfigError("--keep-tag and --fit embedding exclude each other; leave one out")
+    if not options.parts and not _fitted_rows(extended, options):
+        raise ConfigError(
+            f"nothing of {extended.new.code} can be fitted: with adapters of kind "
+            f"{extended.config.model.adapter.kind} it has no rows of its own but a tag, which is "
+            "kept, or which no sentence has (data.tags); fit parts of the model with --fit"
+        )
+
+
+def _fitted_rows(extended: ExtendedModel, options: FitOptions) -> list[str]:
+    """Returns the parameters whose new rows are fitted: a tag that nothing reads is not."""
+    tags = extended.config.data.tags
+    tag = options.tag and (tags.encoder, tags.decoder) != ("none", "none")
+    return [name for name in extended.rows() if tag or part_of(name) != "embedding"]
+
+
 class _Fitted:
     """The tensors that are fitted, and the optimizer that does it."""
 
     def __init__(self, extended: ExtendedModel, options: FitOptions) -> None:
         self._extended = extended
-        weights = dict(extended.model.named_parameters())
-        self._whole = {
-            name: weight for name, weight in weights.items() if part_of(name) in options.parts
-        }
-        tags = extended.config.data.tags
-        tag = options.tag and (tags.encoder, tags.decoder) != ("none", "none")
-        # Where a whole tensor is fitted, its new rows are.
+        names = _fitted_rows(extended, options)
         self.rows = {
-            name: rows.requires_grad_(tag or part_of(name) != "embedding")
-            for name, rows in extended.rows().items()
-            if name not in self._whole
+            name: rows.requires_grad_(name in names) for name, rows in extended.rows().items()
         }
-        groups: list[dict[str, object]] = []
-        for name, rows in self.rows.items():
-            if rows.requires_grad:
-                rate = options.parts_learning_rate
-                if part_of(name) != "adapters":
-                    known = weights[name][: -len(rows)]
-                    rate = options.learning_rate * float(known.square().mean().sqrt())
-                groups.append({"params": [rows], "lr": rate})
-        if self._whole:
-            groups.append({"params": [*self._whole.values()], "lr": options.parts_learning_rate})
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, betas=(0.9, 0.98))
-        for weight in self._whole.values():
+        groups: list[tuple[list[Tensor], float]] = []
+        weights = dict(extended.model.named_parameters())
+        for name in names:
+            rate = options.parts_learning_rate
+            if part_of(name) != "adapters":
+                known = weights[name].detach()[: -len(self.rows[name])]
+                rate = options.learning_rate * float(known.square().mean().sqrt())
+            groups.append(([self.rows[name]], rate))
+        # Their new rows have no gradient: in each step those above stand in for them.
+        whole: list[Tensor] = [
             weight.requires_grad_(True)
-        self._tensors: list[Tensor] = [tensor for group in groups for tensor in group["params"]]  # type: ignore[attr-defined]
-
-    @property
-    def num_parameters(self) -> int:
-        return sum(tensor.numel() for tensor in self._tensors)
+            for name, weight in weights.items()
+            if part_of(name) in options.parts
+        ]
+        groups += [(whole, options.parts_learning_rate)] if whole else []
+        self.optimizer = torch.optim.AdamW(
+            [{"params": tensors, "lr": rate} for tensors, rate in groups],
+            weight_decay=0.0,
+            betas=(0.9, 0.98),
+        )
+        self._tensors = [tensor for tensors, _ in groups for tensor in tensors]
+        self.num_parameters = sum(tensor.numel() for tensor in self._tensors)
+        if whole:  # those that nothing reads
+            self.num_parameters -= sum(
+                rows.numel() for name, rows in self.rows.items() if part_of(name) in options.parts
+            )
 
     def step(self, batch: Batch, label_smoothing: float) -> float:
         """Takes a step and returns the likelihood's part of the loss, in nats."""
@@ -154,11 +177,23 @@ def fit(
         options: What and how.
 
     Raises:
+        ConfigError: There is nothing to fit.
         TrainingError: A gradient is not finite.
     """
+    require_something(extended, options)
+    device = extended.model.embedding.weight.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(options.seed)  # of dropout
+        return _fit(extended, train, valid, options)
+
+
+def _fit(
+    extended: ExtendedModel, train: Sequence[Batch], valid: Sequence[Batch], options: FitOptions
+) -> FitReport:
     fitted = _Fitted(extended, options)
-    # So few numbers need no dropout.
-    extended.model.train(bool(options.parts))
+    # A few numbers need no dropout, whole matrices do.
+    has_matrices = any(part_of(name) == "adapters" for name in fitted.rows)
+    extended.model.train(bool(options.parts) or has_matrices)
     tokens = sum(batch.target_K.numel() for batch in train)
     generator = torch.Generator().manual_seed(options.seed)
     passes = [Pass(0, None, _valid_loss(extended, valid, fitted))]
@@ -197,6 +232,6 @@ def fit(
 def _valid_loss(extended: ExtendedModel, valid: Sequence[Batch], fitted: _Fitted) -> float:
     training = extended.model.training
     extended.model.eval()
-    loss = mean_loss(extended, valid, fitted.rows)
+    loss = extended.mean_loss(valid, fitted.rows)
     extended.model.train(training)
     return loss

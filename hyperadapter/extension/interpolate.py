@@ -31,7 +31,7 @@ from hyperadapter.extension.mixture import (
     effective_number,
     learn_weights,
 )
-from hyperadapter.extension.model import Rows
+from hyperadapter.extension.rows import Rows
 from hyperadapter.extension.subjects import (
     Subject,
     Text,
@@ -141,7 +141,7 @@ def _measure(
     learn, stop, test = (batches_by_direction(subject, tokenizer, pairs) for pairs in text[:3])
     alone = torch.eye(len(others))
     seen = _all(learn) + _all(stop)
-    losses = [mixture.mean_nll(seen, mixture.mix(weights)) for weights in alone.to(device)]
+    losses = [mixture.mean_loss(seen, mixture.mix(weights)) for weights in alone.to(device)]
     best = int(np.argmin(losses))
     learnt = learn_weights(mixture, _all(learn), _all(stop), options.seed)
     weights = {
@@ -153,7 +153,7 @@ def _measure(
         weights["distances"] = by_distance
     rows = {name: mixture.mix(found.to(device)) for name, found in weights.items()}
     if subject.is_known:
-        rows["own"] = mixture.own()
+        rows["own"] = mixture.rows()
     report: dict[str, Any] = {
         "directions": list(map(str, subject.directions)),
         "pairs": {
@@ -210,7 +210,7 @@ def _losses(
     mixture: Mixture, batches: Mapping[str, Sequence[Batch]], rows: Rows
 ) -> dict[str, float]:
     """Returns the loss of each direction, and that of all their tokens."""
-    losses = {direction: mixture.mean_nll(found, rows) for direction, found in batches.items()}
+    losses = {direction: mixture.mean_loss(found, rows) for direction, found in batches.items()}
     tokens = [sum(batch.target_K.numel() for batch in found) for found in batches.values()]
     all_of_them = np.average(list(losses.values()), weights=tokens)
     return {**losses, "all": float(all_of_them)}

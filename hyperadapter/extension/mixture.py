@@ -13,19 +13,17 @@ Shape legend: C other languages.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from hyperadapter.analysis.distances import GivenDistances
 from hyperadapter.core.errors import TrainingError
 from hyperadapter.extension.fitting import Pass
-from hyperadapter.extension.model import Rows
+from hyperadapter.extension.rows import LanguageRows, Rows
 from hyperadapter.model.adapters import StackedAdapters
 from hyperadapter.model.batch import Batch
 from hyperadapter.model.parts import named_rows, part_of
@@ -52,7 +50,7 @@ class Learnt(NamedTuple):
     passes: tuple[Pass, ...]
 
 
-class Mixture:
+class Mixture(LanguageRows):
     """A language of a model whose own rows can be replaced by mixtures of others'.
 
     Args:
@@ -63,67 +61,26 @@ class Mixture:
     """
 
     def __init__(self, model: Seq2Seq, code: str, others: Sequence[str]) -> None:
-        self.model, self.code, self.others = model.requires_grad_(False), code, tuple(others)
+        self.code, self.others = code, tuple(others)
         languages = model.vocabulary.languages
         numbers = [languages.index(other) for other in self.others]
-        self._places: dict[str, int] = {}
+        places: dict[str, list[int]] = {}
         self._tables: Rows = {}
         for name, weight in model.named_parameters():
             row_of = _rows_of_languages(model, name)
             if row_of is None or row_of.count(row_of[languages.index(code)]) > 1:
                 continue
-            self._places[name] = row_of[languages.index(code)]
-            self._tables[name] = weight[[row_of[number] for number in numbers]].clone()
+            places[name] = [row_of[languages.index(code)]]
+            self._tables[name] = weight.detach()[[row_of[number] for number in numbers]]
+        super().__init__(model.requires_grad_(False), places)
 
     def mix(self, weights: Tensor) -> Rows:
-        """Returns rows, by parameter, through which gradients reach the weights [C]."""
+        """Returns rows [1, ...], through which gradients reach the weights [C]."""
         # Sums of products and not a matrix product, which a GPU may round to fewer bits.
         return {
-            name: (weights.to(table).view(-1, *[1] * (table.dim() - 1)) * table).sum(0)
+            name: (weights.to(table).view(-1, *[1] * (table.dim() - 1)) * table).sum(0, True)
             for name, table in self._tables.items()
         }
-
-    def own(self) -> Rows:
-        """Returns a copy of the language's own rows."""
-        weights = dict(self.model.named_parameters())
-        return {name: weights[name][place].clone() for name, place in self._places.items()}
-
-    def overrides(self, rows: Mapping[str, Tensor]) -> Rows:
-        """Returns whole tensors with other rows for the language."""
-        weights = dict(self.model.named_parameters())
-        return {
-            name: weights[name].index_copy(
-                0, torch.tensor([self._places[name]], device=row.device), row.unsqueeze(0)
-            )
-            for name, row in rows.items()
-        }
-
-    def nll(self, batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
-        """Computes the negative log-likelihood of a batch with other rows, in nats."""
-        nll: Tensor = functional_call(self.model, self.overrides(rows), (batch, 0.0)).loss
-        return nll
-
-    @torch.no_grad()
-    def mean_nll(self, batches: Sequence[Batch], rows: Mapping[str, Tensor]) -> float:
-        """Returns the negative log-likelihood of batches, in nats per target token."""
-        total = sum(float(self.nll(batch, rows)) for batch in batches)
-        return total / sum(batch.target_K.numel() for batch in batches)
-
-    @contextmanager
-    def replaced(self, rows: Mapping[str, Tensor]) -> Iterator[None]:
-        """Puts rows into the model for a while; its file stays as it is."""
-        own = self.own()
-        try:
-            self._set(rows)
-            yield
-        finally:
-            self._set(own)
-
-    @torch.no_grad()
-    def _set(self, rows: Mapping[str, Tensor]) -> None:
-        weights = dict(self.model.named_parameters())
-        for name, row in rows.items():
-            weights[name][self._places[name]] = row
 
 
 def _rows_of_languages(model: Seq2Seq, name: str) -> list[int] | None:
@@ -158,7 +115,7 @@ def learn_weights(
     tokens = sum(batch.target_K.numel() for batch in train)
 
     def held_out() -> float:
-        loss = mixture.mean_nll(valid, mixture.mix(logits.detach().softmax(0)))
+        loss = mixture.mean_loss(valid, mixture.mix(logits.detach().softmax(0)))
         if not math.isfinite(loss):
             raise TrainingError(
                 f"the loss of {mixture.code} as a mixture of {', '.join(mixture.others)} is {loss};"
@@ -170,7 +127,7 @@ def learn_weights(
     for number in range(1, _MOST_PASSES + 1):
         total = 0.0
         for index in torch.randperm(len(train), generator=generator).tolist():
-            nll = mixture.nll(train[index], mixture.mix(logits.softmax(0)))
+            nll = mixture.loss(train[index], mixture.mix(logits.softmax(0))).loss
             (logits.grad,) = torch.autograd.grad(nll / train[index].target_K.numel(), logits)
             optimizer.step()
             total += float(nll.detach())

@@ -1,38 +1,30 @@
 """A trained model with rows for one language more.
 
-What belongs to languages or directions are rows of tensors: tags in the embedding, language
-embeddings of a hyper-network, stored adapters (`hyperadapter.model.parts.named_rows`). A new
-language adds rows at their ends and changes no other number, so what the model does for the others
-stays the same bit for bit, as long as nothing but the new rows is fitted.
-
-Shape legend: X new rows of a tensor, C candidates (languages that were trained with the pivot).
+A new language adds rows at the ends of tensors (see `rows.py`) and changes no other number, so what
+the model does for the others stays the same bit for bit, as long as nothing but the new rows is
+fitted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from torch.func import functional_call
 
 from hyperadapter.checkpoint.weights import WeightsInfo, load_info
 from hyperadapter.config import RunConfig
 from hyperadapter.core.errors import LanguageError, nearest
 from hyperadapter.core.languages import Direction, family_of, parse_language
 from hyperadapter.core.schema import parse_config
-from hyperadapter.model.batch import Batch
-from hyperadapter.model.parts import named_rows, part_of, stack_keys
-from hyperadapter.model.seq2seq import LossSums, Seq2Seq
+from hyperadapter.extension.rows import LanguageRows, Rows
+from hyperadapter.model.parts import NamedRows, named_rows, part_of, stack_keys
+from hyperadapter.model.seq2seq import Seq2Seq
 from hyperadapter.model.vocabulary import Vocabulary
 from hyperadapter.training.start import take_over
 
-__all__ = ["ExtendedModel", "NewLanguage", "Rows", "extend_config"]
-
-Rows = dict[str, Tensor]
-"""By parameter: the new rows [X, ...]."""
+__all__ = ["ExtendedModel", "NewLanguage", "extend_config"]
 
 
 class NewLanguage(NamedTuple):
@@ -87,7 +79,7 @@ def extend_config(config: RunConfig, new: NewLanguage, run_dir: Path) -> RunConf
     return parse_config(RunConfig, tree, "the extended run")
 
 
-class ExtendedModel:
+class ExtendedModel(LanguageRows):
     """A model with new rows, which begin as they were drawn.
 
     Args:
@@ -122,59 +114,32 @@ class ExtendedModel:
         # Rows of new languages are drawn where nothing stands in for them.
         model.reset_parameters(torch.Generator().manual_seed(config.training.seed))
         take_over(weights, model, info.tokenizer)
-        self.model = model.to(device).eval().requires_grad_(False)
         keys = stack_keys(config.model.adapter, vocabulary)
         self.info = info._replace(vocabulary=vocabulary, adapter_keys=keys)
-        self._before = {
-            name: found.names
-            for name, _ in model.named_parameters()
-            if (found := named_rows(name, info.vocabulary, info.adapter_keys)) is not None
-        }
-        self._now = {
-            name: found.names
-            for name, _ in model.named_parameters()
-            if (found := named_rows(name, vocabulary, keys)) is not None
-        }
+        places: dict[str, list[int]] = {}
+        self._names: dict[str, NamedRows] = {}
+        for name, weight in model.named_parameters():
+            before = named_rows(name, info.vocabulary, info.adapter_keys)
+            now = named_rows(name, vocabulary, keys)
+            if before is not None and now is not None and len(now.names) > len(before.names):
+                self._names[name] = now
+                places[name] = list(range(now.first + len(before.names), len(weight)))
+        super().__init__(model.to(device).eval().requires_grad_(False), places)
         self.candidates = _candidates(info, new)
 
     def names(self, parameter: str) -> tuple[str, ...]:
-        """Returns whose a parameter's new rows are."""
-        return self._now[parameter][len(self._before[parameter]) :]
-
-    @property
-    def parameters_with_rows(self) -> tuple[str, ...]:
-        """Parameters that have new rows."""
-        return tuple(name for name in self._now if self.names(name))
-
-    @property
-    def num_new_parameters(self) -> int:
-        """Numbers in all new rows."""
-        return sum(rows.numel() for rows in self.rows().values())
-
-    def rows(self) -> Rows:
-        """Returns a copy of the new rows."""
-        weights = dict(self.model.named_parameters())
-        return {
-            name: weights[name][-len(self.names(name)) :].detach().clone()
-            for name in self.parameters_with_rows
-        }
-
-    @torch.no_grad()
-    def set_rows(self, rows: Mapping[str, Tensor]) -> None:
-        """Replaces new rows."""
-        weights = dict(self.model.named_parameters())
-        for name, values in rows.items():
-            weights[name][-len(self.names(name)) :].copy_(values)
+        """Returns whose a parameter's new rows are; none where there are none."""
+        if parameter not in self._names:
+            return ()
+        return self._names[parameter].names[-len(self._places[parameter]) :]
 
     def rows_of(self, code: str) -> Rows:
         """Returns what stands for a known language where the new rows stand for the new one."""
-        weights = dict(self.model.named_parameters())
         found = {}
-        for name in self.parameters_with_rows:
-            names = self._now[name]
-            first = weights[name].size(0) - len(names)
+        for name, (first, names) in self._names.items():
             theirs = [self._stand_in(name, text, code) for text in self.names(name)]
-            found[name] = weights[name][[first + names.index(text) for text in theirs]].clone()
+            rows = [first + names.index(text) for text in theirs]
+            found[name] = self._weights[name].detach()[rows]
         return found
 
     def _stand_in(self, parameter: str, name: str, code: str) -> str:
@@ -183,19 +148,6 @@ class ExtendedModel:
         if adapter.kind == "family" and part_of(parameter) == "adapters":
             return adapter.families.get(code) or family_of(code)
         return _rename(name, self.new.code, code)
-
-    def overrides(self, rows: Mapping[str, Tensor]) -> Rows:
-        """Returns whole tensors with other new rows, through which gradients reach the rows."""
-        weights = dict(self.model.named_parameters())
-        return {
-            name: torch.cat([weights[name][: -len(values)], values])
-            for name, values in rows.items()
-        }
-
-    def loss(self, batch: Batch, rows: Mapping[str, Tensor], label_smoothing: float) -> LossSums:
-        """Computes the loss of a micro-batch with other new rows."""
-        sums: LossSums = functional_call(self.model, self.overrides(rows), (batch, label_smoothing))
-        return sums
 
 
 def _candidates(info: WeightsInfo, new: NewLanguage) -> tuple[str, ...]:

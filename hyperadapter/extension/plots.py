@@ -26,7 +26,7 @@ def plot_extension(report: Mapping[str, Any], path: Path) -> Path:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.0, 3.6), layout="constrained")
-    curve, bars = figure.subplots(1, 2)
+    curve, dots = figure.subplots(1, 2)
     numbers = [item["number"] for item in report["passes"]]
     curve.plot(numbers, [item["valid_loss"] for item in report["passes"]], label="held out")
     learnt = [item for item in report["passes"] if item["train_loss"] is not None]
@@ -37,10 +37,9 @@ def plot_extension(report: Mapping[str, Any], path: Path) -> Path:
     curve.set_title(f"{report['language']}: {report['parameters']:,} numbers")
     curve.legend()
     shown = report["relatives"][:_SHOWN][::-1]
-    bars.barh([item["code"] for item in shown], [item["loss"] for item in shown])
-    least = min(item["loss"] for item in shown)
-    bars.set_xlim(left=0.9 * least)
-    bars.set(xlabel="nats per token", title="as which language it is understood")
+    dots.plot([item["loss"] for item in shown], [item["code"] for item in shown], "o")
+    dots.grid(axis="y", color="0.9")
+    dots.set(xlabel="nats per token", title="as which language it is understood")
     with atomic_open(path, "wb") as stream:
         figure.savefig(stream, format="png", dpi=120)
     return path

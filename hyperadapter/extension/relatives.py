@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
-
 from data_pipeline.progress import track
-from hyperadapter.extension.model import ExtendedModel, Rows
+from hyperadapter.extension.model import ExtendedModel
 from hyperadapter.model.batch import Batch
 
-__all__ = ["Relative", "mean_loss", "rank_by_loss"]
+__all__ = ["Relative", "rank_by_loss"]
 
 
 class Relative(NamedTuple):
@@ -19,22 +17,6 @@ class Relative(NamedTuple):
 
     code: str
     loss: float
-
-
-@torch.no_grad()
-def mean_loss(extended: ExtendedModel, batches: Sequence[Batch], rows: Rows | None = None) -> float:
-    """Returns the negative log-likelihood of batches, in nats per target token.
-
-    Args:
-        extended: The model.
-        batches: Of the new language.
-        rows: Instead of its own new rows.
-    """
-    rows = extended.rows() if rows is None else rows
-    total = torch.zeros((), dtype=torch.float64, device=extended.model.embedding.weight.device)
-    for batch in batches:
-        total += extended.loss(batch, rows, 0.0).nll
-    return float(total) / sum(batch.target_K.numel() for batch in batches)
 
 
 def rank_by_loss(extended: ExtendedModel, batches: Sequence[Batch]) -> list[Relative]:
@@ -45,7 +27,7 @@ def rank_by_loss(extended: ExtendedModel, batches: Sequence[Batch]) -> list[Rela
         batches: A sample of the new language's text, in one or both directions.
     """
     found = [
-        Relative(code, mean_loss(extended, batches, extended.rows_of(code)))
+        Relative(code, extended.mean_loss(batches, extended.rows_of(code)))
         for code in track(extended.candidates, len(extended.candidates), "looking for relatives")
     ]
     return sorted(found, key=lambda relative: relative.loss)

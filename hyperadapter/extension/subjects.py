@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from data_pipeline.bitext import Split, pair_of, read_split
 from data_pipeline.tokenizer import Tokenizer
 from hyperadapter.analysis.relatedness import load_run
@@ -20,7 +18,15 @@ from hyperadapter.core.languages import Direction
 from hyperadapter.core.schema import load_config
 from hyperadapter.evaluation.translate import choose_device
 from hyperadapter.extension.model import ExtendedModel, NewLanguage, extend_config
-from hyperadapter.extension.text import Pairs, encode, make_batches, read_new_text, split_pairs
+from hyperadapter.extension.text import (
+    Pairs,
+    encode,
+    make_batches,
+    read_new_text,
+    sample_pairs,
+    split_pairs,
+    without,
+)
 from hyperadapter.model.batch import Batch
 
 __all__ = [
@@ -199,10 +205,10 @@ def read_text(subject: Subject, unseen: Unseen | None, sentences: int, seed: int
         else:
             pairs, test = split_pairs(pairs, _TEST_SHARE, most)
             test_name = "held-out pairs of --pairs"
-    learn = _sample(_without(pairs, test), sentences, seed)
+    learn = sample_pairs(without(pairs, test), sentences, seed)
     _check_enough(learn, place, new.code)
     train, stop = split_pairs(learn, _STOP_SHARE, len(learn.pivot))
-    return Text(train, stop, _sample(test, most, seed), test_name)
+    return Text(train, stop, sample_pairs(test, most, seed), test_name)
 
 
 def _read_split(subject: Subject, split: Split) -> Pairs:
@@ -216,19 +222,6 @@ def _read_split(subject: Subject, split: Split) -> Pairs:
             "data.split and build the data anew"
         )
     return Pairs(text.a, text.b).select(rows)
-
-
-def _without(pairs: Pairs, test: Pairs) -> Pairs:
-    """Drops pairs whose sentence of the pivot is tested on."""
-    tested = set(test.pivot)
-    return pairs.select([row for row, text in enumerate(pairs.pivot) if text not in tested])
-
-
-def _sample(pairs: Pairs, count: int, seed: int) -> Pairs:
-    if len(pairs.pivot) <= count:
-        return pairs
-    drawn = np.random.default_rng(seed).permutation(len(pairs.pivot))[:count]
-    return pairs.select(sorted(drawn.tolist()))
 
 
 def _check_enough(pairs: Pairs, place: str, code: str) -> None:

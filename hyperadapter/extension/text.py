@@ -34,7 +34,9 @@ __all__ = [
     "make_batches",
     "measure_coverage",
     "read_new_text",
+    "sample_pairs",
     "split_pairs",
+    "without",
 ]
 
 log = logging.getLogger(__name__)
@@ -60,10 +62,11 @@ class Pairs(NamedTuple):
 
 
 class EncodedText(NamedTuple):
-    """Pairs as pieces, without end marks, and how many were left out as too long."""
+    """Pairs as pieces without end marks, which pairs they are, and how many were too long."""
 
     pivot: list[Pieces]
     new: list[Pieces]
+    rows: list[int]
     too_long: int
 
 
@@ -86,7 +89,7 @@ class Coverage(NamedTuple):
 def read_new_text(
     paths: Sequence[Path], columns: Direction, new: NewLanguage, option: str
 ) -> Pairs:
-    """Reads pairs, cleans them as training text was, and drops what is there twice.
+    """Reads pairs, writes them as training text is, and drops what is there twice.
 
     Args:
         paths: One file of pairs, or two aligned ones, see `evaluation/test_sets.py`.
@@ -139,6 +142,20 @@ def split_pairs(pairs: Pairs, fraction: float, most: int) -> tuple[Pairs, Pairs]
     return pairs.select(rest), pairs.select(rows)
 
 
+def without(pairs: Pairs, held_out: Pairs) -> Pairs:
+    """Drops pairs whose sentence of the pivot is held out."""
+    held = set(held_out.pivot)
+    return pairs.select([row for row, text in enumerate(pairs.pivot) if text not in held])
+
+
+def sample_pairs(pairs: Pairs, count: int, seed: int = 1) -> Pairs:
+    """Draws so many pairs, or all; they stay in order."""
+    if len(pairs.pivot) <= count:
+        return pairs
+    drawn = np.random.default_rng(seed).permutation(len(pairs.pivot))[:count]
+    return pairs.select(sorted(drawn.tolist()))
+
+
 def measure_coverage(tokenizer: Tokenizer, pairs: Pairs) -> Coverage:
     """Measures how the tokenizer writes the new language, and warns if it has to spell it."""
     spells = tokenizer.spells_out()
@@ -186,9 +203,13 @@ def encode(tokenizer: Tokenizer, pairs: Pairs, max_tokens: int) -> EncodedText:
         DataError: All are too long.
     """
     sides = [tokenizer.encode(side) for side in pairs]
-    kept = [row for row in zip(*sides, strict=True) if max(map(len, row)) < max_tokens]
-    too_long = len(pairs.pivot) - len(kept)
-    if not kept:
+    rows = [
+        number
+        for number, row in enumerate(zip(*sides, strict=True))
+        if max(map(len, row)) < max_tokens
+    ]
+    too_long = len(pairs.pivot) - len(rows)
+    if not rows:
         raise DataError(
             f"all {too_long} pairs have a sentence of more than {max_tokens} tokens, the longest "
             "that the model was trained on; split them into sentences"
@@ -198,7 +219,8 @@ def encode(tokenizer: Tokenizer, pairs: Pairs, max_tokens: int) -> EncodedText:
             "%d of %d pairs have a sentence of more than %d tokens and are left out",
             *(too_long, len(pairs.pivot), max_tokens),
         )
-    return EncodedText([row[0] for row in kept], [row[1] for row in kept], too_long)
+    pivot, new = ([side[row] for row in rows] for side in sides)
+    return EncodedText(pivot, new, rows, too_long)
 
 
 def make_batches(

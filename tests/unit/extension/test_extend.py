@@ -52,6 +52,7 @@ def test_a_new_language_is_added_and_the_others_translate_as_before(
         set(af_pairs.read_text().splitlines())
     )
     after, before = report["after"]["en-af"], report["before"]["en-af"]
+    assert after["signatures"]["chrfpp"].startswith("nrefs:1|")
     assert after["loss"] <= before["loss"]
     assert (out / "extension.png").stat().st_size > 10_000
     old, new = (Translator.from_run(folder) for folder in (run_dir, out))
@@ -85,6 +86,58 @@ def test_held_out_pairs_of_ones_own(trained: Trained, af_pairs: Path, tmp_path: 
     report = json.loads(run_extend(trained("hyper")[0], af_pairs, tmp_path / "x", *more).stdout)
     assert report["pairs"]["valid"] == 2
     assert report["pairs"]["train"] == len(set(af_pairs.read_text().splitlines()))
+
+
+def test_what_is_held_out_is_not_learnt(
+    trained: Trained, af_pairs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_dir, lines = trained("hyper")[0], sorted(set(af_pairs.read_text().splitlines()))
+    valid = tmp_path / "valid.tsv"
+    write_text(valid, "".join(f"{line}\n" for line in lines[:5]))
+    more = ("--valid", str(valid), "--passes", "1", "--json")
+    report = json.loads(run_extend(run_dir, af_pairs, tmp_path / "x", *more).stdout)
+    assert report["pairs"]["valid"] == 5
+    assert report["pairs"]["train"] == len(lines) - 5
+    assert f"5 of {len(lines)} pairs are left out" in caplog.text
+    error = fail_extend(run_dir, af_pairs, tmp_path / "y", "--valid", str(af_pairs))
+    assert "all of --pairs are in --valid too" in str(error)
+
+
+@pytest.mark.parametrize("init", ["mixture", "mean", "random", "es"])
+def test_ways_to_begin(trained: Trained, af_pairs: Path, tmp_path: Path, init: str) -> None:
+    more = ("--init", init, "--passes", "1", "--json")
+    report = json.loads(run_extend(trained("hyper")[0], af_pairs, tmp_path / "x", *more).stdout)
+    began = report["passes"][0]["valid_loss"]
+    losses = {item["code"]: item["loss"] for item in report["relatives"]}
+    # In both directions, of which the trained model knows the one out of English only.
+    if init == "es":
+        assert abs(began - losses["es"]) < 0.3
+    if init == "mixture":
+        assert began < losses["es"] - 0.3
+
+
+@pytest.mark.parametrize("kind", ["none", "family"])
+def test_nothing_to_fit_is_said_at_once(
+    trained: Trained, af_pairs: Path, tmp_path: Path, kind: str
+) -> None:
+    error = fail_extend(trained(kind)[0], af_pairs, tmp_path / "x", "--keep-tag")
+    assert f"nothing of af can be fitted: with adapters of kind {kind}" in str(error)
+    error = fail_extend(
+        trained(kind)[0], af_pairs, tmp_path / "x", "--keep-tag", "--fit", "embedding"
+    )
+    assert "--keep-tag and --fit embedding exclude each other" in str(error)
+
+
+def test_a_run_that_cannot_be_written_leaves_nothing(
+    trained: Trained, af_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> Path:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr("hyperadapter.extension.extend.plot_extension", fail)
+    result = run_extend(trained("hyper")[0], af_pairs, tmp_path / "x", "--passes", "1")
+    assert isinstance(result.exception, OSError)
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(

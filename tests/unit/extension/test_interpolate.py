@@ -222,9 +222,9 @@ def test_the_loss_of_both_directions_is_that_of_all_tokens(
     text = read_text(subject, None, 100, 1)
     batches = batches_by_direction(subject, Tokenizer.load(data_folder / "tokenizer"), text.test)
     mixture = interpolate_module.Mixture(subject.loaded.model, "de", subject.others)
-    losses = interpolate_module._losses(mixture, batches, mixture.own())
+    losses = interpolate_module._losses(mixture, batches, mixture.rows())
     assert list(losses) == ["en-de", "de-en", "all"]
-    whole = mixture.mean_nll([b for found in batches.values() for b in found], mixture.own())
+    whole = mixture.mean_loss([b for found in batches.values() for b in found], mixture.rows())
     assert losses["all"] == pytest.approx(whole)
     assert losses["en-de"] != pytest.approx(losses["de-en"])
 

@@ -26,6 +26,7 @@ from hyperadapter.extension.mixture import (
     effective_number,
     learn_weights,
 )
+from hyperadapter.extension.rows import Rows
 from hyperadapter.model.batch import Batch
 from hyperadapter.model.parts import named_rows, part_of
 from hyperadapter.model.seq2seq import Seq2Seq
@@ -60,11 +61,15 @@ def test_all_weight_on_one_language_is_that_language_bit_for_bit(
             assert (name in rows) == (found is not None)
             if found is not None:
                 theirs = weight[found.first + found.names.index(code)]
-                assert torch.equal(rows[name], theirs), name
+                assert torch.equal(rows[name][0], theirs), name
         # Text, tags and adapters: as if the sentences were of the other language.
         (as_other,) = batches_of(config, PAIRS, code)
-        assert torch.equal(mixture.nll(batch, rows), mixture.model(as_other).loss)
-        assert not torch.equal(mixture.nll(batch, rows), mixture.model(batch).loss)
+        assert torch.equal(nll(mixture, batch, rows), mixture.model(as_other).loss)
+        assert not torch.equal(nll(mixture, batch, rows), mixture.model(batch).loss)
+
+
+def nll(mixture: Mixture, batch: Batch, rows: Rows) -> Tensor:
+    return mixture.loss(batch, rows).loss
 
 
 def test_a_mixture_is_the_weighted_mean_of_rows() -> None:
@@ -74,35 +79,35 @@ def test_a_mixture_is_the_weighted_mean_of_rows() -> None:
     languages = mixture.model.vocabulary.languages
     nl, es, fr = (table[languages.index(code)] for code in OTHERS[:3])
     rows = mixture.mix(weights)
-    torch.testing.assert_close(rows["adapters.src_embedding.weight"], nl / 2 + es / 4 + fr / 4)
+    torch.testing.assert_close(rows["adapters.src_embedding.weight"][0], nl / 2 + es / 4 + fr / 4)
 
 
 def test_rows_that_relatives_share_stay() -> None:
     config = make_config(Path("run"), "family")
     model = make_model(config)
-    assert list(Mixture(model, "de", OTHERS).own()) == ["embedding.weight"]
+    assert list(Mixture(model, "de", OTHERS).rows()) == ["embedding.weight"]
     # Nobody but Ukrainian is Slavic here.
     mixture = Mixture(model, "uk", ("de", "nl", "es"))
-    stacks = [name for name in mixture.own() if part_of(name) == "adapters"]
+    stacks = [name for name in mixture.rows() if part_of(name) == "adapters"]
     assert len(stacks) == 6
     rows = mixture.mix(torch.tensor([0.0, 0.0, 1.0]))
     for name in stacks:
         # Families in the order of their first language: germanic, romance, slavic.
-        assert torch.equal(rows[name], model.get_parameter(name)[1])
-        assert torch.equal(mixture.own()[name], model.get_parameter(name)[2])
+        assert torch.equal(rows[name][0], model.get_parameter(name)[1])
+        assert torch.equal(mixture.rows()[name][0], model.get_parameter(name)[2])
 
 
 def test_own_rows_change_nothing_and_others_go_again() -> None:
     config, mixture = make_mixture()
     (batch,) = batches_of(config, PAIRS, "de")
     own = mixture.model(batch).loss
-    assert torch.equal(mixture.nll(batch, mixture.own()), own)
+    assert torch.equal(nll(mixture, batch, mixture.rows()), own)
     before = {name: tensor.clone() for name, tensor in mixture.model.state_dict().items()}
     rows = mixture.mix(torch.full((4,), 0.25))
 
     def interrupt() -> None:
         with mixture.replaced(rows):
-            assert torch.equal(mixture.model(batch).loss, mixture.nll(batch, rows))
+            assert torch.equal(mixture.model(batch).loss, nll(mixture, batch, rows))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -144,7 +149,7 @@ def test_gradients_are_those_of_finite_differences(kind: str) -> None:
     logits = torch.tensor([0.3, -0.2, 0.8, 0.0], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(loss, (logits,), eps=1e-6, rtol=1e-5, atol=1e-7)
     (exact,) = torch.autograd.grad(loss(logits), logits)
-    (found,) = torch.autograd.grad(mixture.nll(batch, mixture.mix(logits.softmax(0))), logits)
+    (found,) = torch.autograd.grad(nll(mixture, batch, mixture.mix(logits.softmax(0))), logits)
     assert exact.abs().max() > 1e-3
     torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-4)
 
@@ -192,11 +197,11 @@ def test_the_mixture_that_wrote_a_text_is_found(kind: str, trained: Trained) -> 
     mixture = Mixture(model, "fr", ("uk", "de", "es"))
     with mixture.replaced(mixture.mix(torch.tensor([0.0, 0.7, 0.3]))):
         batches = draw_batches(model, config, "fr", 1200)
-        ceiling = mixture.mean_nll(batches, mixture.own())
+        ceiling = mixture.mean_loss(batches, mixture.rows())
         learnt = learn_weights(mixture, batches[:-2], batches[-2:], seed=1)
-        found = mixture.mean_nll(batches, mixture.mix(learnt.weights))
-        uniform = mixture.mean_nll(batches, mixture.mix(torch.full((3,), 1 / 3)))
-        best = min(mixture.mean_nll(batches, mixture.mix(row)) for row in torch.eye(3))
+        found = mixture.mean_loss(batches, mixture.mix(learnt.weights))
+        uniform = mixture.mean_loss(batches, mixture.mix(torch.full((3,), 1 / 3)))
+        best = min(mixture.mean_loss(batches, mixture.mix(row)) for row in torch.eye(3))
     torch.testing.assert_close(learnt.weights, torch.tensor([0.0, 0.7, 0.3]), rtol=0, atol=0.07)
     assert abs(found - ceiling) < 0.02
     assert min(uniform, best) > ceiling + 0.05
@@ -217,7 +222,7 @@ def test_learning_keeps_the_best_changes_no_weight_and_hangs_on_the_seed(
     assert torch.equal(one.weights, again.weights)
     assert one.passes == again.passes
     assert not torch.equal(one.weights, other.weights)
-    found = mixture.mean_nll(batches[:1], mixture.mix(one.weights))
+    found = mixture.mean_loss(batches[:1], mixture.mix(one.weights))
     assert found == min(item.valid_loss for item in one.passes)
     assert [item.number for item in one.passes] == list(range(len(one.passes)))
     assert one.passes[0].train_loss is None

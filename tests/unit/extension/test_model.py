@@ -90,16 +90,17 @@ def test_what_is_new(
     expected: dict[str, tuple[str, ...]],
 ) -> None:
     extended = extended_of(dialect_run(kind), tmp_path)
-    assert {name: extended.names(name) for name in extended.parameters_with_rows} == expected
+    assert {name: extended.names(name) for name in extended.rows()} == expected
     sizes = {"embedding.weight": 16, "adapters.src_embedding.weight": 8}
-    assert extended.num_new_parameters == sum(sizes[name] for name in expected)
+    found = {name: row.numel() for name, row in extended.rows().items()}
+    assert found == {name: sizes[name] for name in expected}
 
 
 def test_stored_adapters_get_an_adapter_more(
     dialect_run: Callable[..., Path], tmp_path: Path
 ) -> None:
     directions = extended_of(dialect_run("direction"), tmp_path)
-    stacks = [name for name in directions.parameters_with_rows if "stack" in name]
+    stacks = [name for name in directions.rows() if "stack" in name]
     assert len(stacks) == 6
     assert {directions.names(name) for name in stacks} == {("en-af", "af-en")}
 

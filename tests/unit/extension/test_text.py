@@ -55,7 +55,7 @@ def numbered(count: int, seed: int, longest: int = 12) -> EncodedText:
             for row in range(count)
         ]
 
-    return EncodedText(side(5), side(6), 0)
+    return EncodedText(side(5), side(6), list(range(count)), 0)
 
 
 @given(st.integers(1, 80), st.integers(0, 50), st.booleans())
@@ -126,7 +126,7 @@ def test_long_pairs_are_counted(data_folder: Path, caplog: pytest.LogCaptureFixt
     tokenizer = Tokenizer.load(data_folder / "tokenizer")
     pairs = Pairs(["house", "tree " * 30], ["haus", "baum"])
     text = encode(tokenizer, pairs, 20)
-    assert (len(text.pivot), len(text.new), text.too_long) == (1, 1, 1)
+    assert (len(text.pivot), len(text.new), text.rows, text.too_long) == (1, 1, [0], 1)
     assert [tokenizer.decode(side) for side in text[:2]] == [["house"], ["haus"]]
     assert "1 of 2 pairs have a sentence of more than 20 tokens" in caplog.text
     with pytest.raises(DataError, match=r"all 1 pairs have a sentence of more than 2 tokens"):
