@@ -24,6 +24,7 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,10 @@ from benchmarks.measure import ROOT, ChildError, describe_machine
 from benchmarks.processes import Child
 from benchmarks.serving_task import NAMES, ServingTask
 from data_pipeline.bitext import pair_of, read_split
+from hyperadapter.checkpoint.layout import WEIGHTS_FILE, newest_checkpoint
 from hyperadapter.config import RunConfig
 from hyperadapter.core.errors import ConfigError, HyperAdapterError
-from hyperadapter.core.files import write_json, write_text
+from hyperadapter.core.files import sha256_file, write_json, write_text
 from hyperadapter.core.languages import Direction, parse_direction
 from hyperadapter.core.schema import load_config
 from hyperadapter.serving.ctranslate2_export import export_ctranslate2
@@ -69,20 +71,21 @@ def _sentences(
     return [src[row] for row in rows], [ref[row] for row in rows]
 
 
-def _export(run: Path, direction: str, folder: Path, names: list[str]) -> dict[str, str]:
-    """Writes what is not there yet, and returns the folders."""
+def _export(
+    run: Path, weights: Path, direction: str, folder: Path, names: list[str]
+) -> dict[str, str]:
+    """Exports the same weights in all formats, and returns the folders."""
     folders = {name: folder / name.replace(" ", "-") for name in names}
+    what: dict[str, Any] = {"which": str(weights), "directions": [direction]}
     for name, out in folders.items():
-        if out.exists():
-            continue
         _say(f"exporting {name} ...")
         if name == "hyperadapter":
-            export_bundle(run, out, directions=[direction])
+            export_bundle(run, out, **what)
         elif name == "transformers":
-            export_m2m100(run, out, directions=[direction])
+            export_m2m100(run, out, **what)
         else:
             quantization: Any = name.split()[-1]
-            export_ctranslate2(run, out, directions=[direction], quantization=quantization)
+            export_ctranslate2(run, out, quantization=quantization, **what)
     return {name: str(out.resolve()) for name, out in folders.items()}
 
 
@@ -149,32 +152,36 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     direction = parse_direction(arguments.direction)
     texts, references = _sentences(arguments.run, config, direction, arguments.sentences)
     names = [name for name in NAMES if name in (arguments.only or NAMES)]
-    # Told apart by the run and its checkpoints, so that none of an older one is measured.
-    newest = max((arguments.run / "checkpoints").glob("step-*"), default=Path("none")).name
-    folder = arguments.folder / f"{arguments.run.resolve().name}-{newest}-{direction}"
+    # One checkpoint in all formats, also of a run that goes on training.
+    weights = newest_checkpoint(arguments.run) / WEIGHTS_FILE
+    folder = arguments.folder / f"{arguments.run.resolve().name}-{direction}"
     folder.mkdir(parents=True, exist_ok=True)
     search = config.evaluation
-    task = ServingTask(
-        folders=_export(arguments.run, str(direction), folder, names),
-        src=direction.src,
-        tgt=direction.tgt,
-        texts=texts,
-        single=min(arguments.single, len(texts)),
-        threads=arguments.threads or len(os.sched_getaffinity(0)),
-        beam_size=arguments.beam_size or search.beam_size,
-        length_penalty=search.length_penalty,
-        max_length_ratio=search.max_length_ratio,
-        max_length_extra=search.max_length_extra,
-        batch_sentences=search.batch_sentences,
-    )
-    path = (folder / "task.json").resolve()
-    task.write(path)
-    found, missing = _measure(arguments, path)
-    ours = found[_OURS]["outputs"] if _OURS in found else []
+    # Exported anew each time: nothing of older weights, settings or formats is measured.
+    with tempfile.TemporaryDirectory(dir=folder, prefix="exports-") as exports:
+        task = ServingTask(
+            folders=_export(arguments.run, weights, str(direction), Path(exports), names),
+            src=direction.src,
+            tgt=direction.tgt,
+            texts=texts,
+            single=min(arguments.single, len(texts)),
+            threads=arguments.threads or len(os.sched_getaffinity(0)),
+            beam_size=arguments.beam_size or search.beam_size,
+            length_penalty=search.length_penalty,
+            max_length_ratio=search.max_length_ratio,
+            max_length_extra=search.max_length_extra,
+            batch_sentences=search.batch_sentences,
+        )
+        path = (folder / "task.json").resolve()
+        task.write(path)
+        found, missing = _measure(arguments, path)
+        ours = found[_OURS]["outputs"] if _OURS in found else []
+        rows = [_row(name, found[name], task, references, ours) for name in found]
     return {
         "machine": describe_machine(),
         "run": config.name,
-        "checkpoint": newest,
+        "checkpoint": weights.parent.name,
+        "weights_sha256": sha256_file(weights),
         "placement": config.model.adapter.placement,
         "adapter": config.model.adapter.kind,
         "direction": str(direction),
@@ -184,7 +191,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "threads": task.threads,
         "beam_size": task.beam_size,
         "batch_sentences": task.batch_sentences,
-        "rows": [_row(name, found[name], task, references, ours) for name in found],
+        "rows": rows,
         "not_measured": missing,
     }
 
@@ -227,7 +234,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="default: all cores")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=NAMES, help="what to measure")
-    parser.add_argument("--folder", type=Path, default=_FOLDER, help="for exports, logs, results")
+    parser.add_argument("--folder", type=Path, default=_FOLDER, help="for logs and results")
     arguments = parser.parse_args()
     try:
         report = run(arguments)

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from data_pipeline.config import DataConfig
 from data_pipeline.formats import (
@@ -52,6 +52,7 @@ __all__ = [
     "SplitRow",
     "SplitText",
     "catalog_languages",
+    "cleaned_pairs",
     "format_line",
     "iter_pairs",
     "iter_split",
@@ -282,7 +283,8 @@ def iter_split(folder: Path, split: Split, pair: LanguagePair) -> Iterator[Split
     except FileNotFoundError as error:
         raise DataError(
             f"{path} does not exist; the clean corpus lacks {pair[0]}-{pair[1]}. Add the direction "
-            "to data.directions and build the data anew"
+            "to data.directions, and a source that has it, and build the data anew; to score a "
+            "test set of yours instead, see `hyperadapter evaluate --test-set`"
         ) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 after line {number}. {remedy}") from error
@@ -310,10 +312,24 @@ def read_split(folder: Path, split: Split, pair: LanguagePair) -> SplitText:
     return text
 
 
+def cleaned_pairs(folder: Path) -> frozenset[str]:
+    """Returns the language pairs that a clean corpus was made with, such as `en-de`.
+
+    A run may know directions that its data never had. A pair that is listed here and cannot be
+    read is damage. None are listed without a manifest.
+    """
+    return frozenset(_splits(folder))
+
+
 def _promised_pairs(folder: Path, split: Split, pair: LanguagePair) -> int | None:
     """Returns what the manifest of the clean corpus says, or None if it says nothing."""
-    if not (folder / MANIFEST).exists():
-        return None
-    splits = read_json(folder / MANIFEST).get("splits", {})
-    counts = splits.get("-".join(pair), {}).get(split)
+    counts = _splits(folder).get("-".join(pair), {}).get(split)
     return int(counts["num_pairs"]) if counts else None
+
+
+def _splits(folder: Path) -> dict[str, Any]:
+    """Returns the counts in the manifest of the clean corpus, by language pair and split."""
+    if not (folder / MANIFEST).exists():
+        return {}
+    splits: dict[str, Any] = read_json(folder / MANIFEST).get("splits", {})
+    return splits

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any, TypeVar
 
 from data_pipeline.progress import track
@@ -26,7 +25,7 @@ ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 _PR_SET_PDEATHSIG = 1
-_BEGUN_PER_WORKER = 2  # items of `ordered_map` that are begun and not yet asked for
+_BEGUN_PER_WORKER = 2  # of an iterator's items, begun and not yet handed out
 
 
 def num_processes(wanted: int) -> int:
@@ -37,6 +36,10 @@ def num_processes(wanted: int) -> int:
 def die_with_parent() -> None:
     """Makes this process end with the one that started it, and leaves Ctrl-C to that one."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # what calls this was started by multiprocessing
+    if os.getppid() != parent.pid:  # it died while this process began, before the kernel was asked
+        os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -86,10 +89,11 @@ def ordered_map(
     begin: Callable[[int], None],
     remedy: str,
 ) -> Iterator[ResultT]:
-    """Yields `function(item)` in the order of the items, of which few are held at a time.
+    """Yields `function(item)` in the order of the items.
 
-    An item is taken when a process can soon begin it: two for each process are under way. They are
-    worked on while the caller is busy with a result.
+    The items of a sequence are all begun at once, and worked on however long the caller is busy
+    with a result. Of an iterator few are held at a time: two for each process are under way. What
+    is done is handed out before the next item is waited for.
 
     Args:
         function: As in `parallel_map`.
@@ -101,27 +105,54 @@ def ordered_map(
 
     Raises:
         DataError: A process died.
-        Exception: What the function raised; no further item is begun.
+        Exception: What the function, `begin` or the items raised, after the results of all items
+            before; no further item is begun.
     """
     numbers = multiprocessing.get_context("spawn").SimpleQueue()
     for number in range(workers):
         numbers.put(number)
-    remaining = iter(items)
+    room = len(items) if isinstance(items, Sequence) else _BEGUN_PER_WORKER * workers
     begun: deque[Future[ResultT]] = deque()
     with _executor(workers, task, remedy, _begin, numbers, begin) as executor:
-        while True:
-            room = _BEGUN_PER_WORKER * workers - len(begun)
-            begun.extend(executor.submit(function, item) for item in islice(remaining, room))
-            if not begun:
-                return
-            result = begun.popleft().result()
-            begun.extend(executor.submit(function, item) for item in islice(remaining, 1))
-            yield result
+        for future in _submit(executor, function, items):
+            begun.append(future)
+            while begun and (len(begun) >= room or begun[0].done()):
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+
+
+def _submit(
+    executor: ProcessPoolExecutor, function: Callable[[ItemT], ResultT], items: Iterable[ItemT]
+) -> Iterator[Future[ResultT]]:
+    """Begins the items as they are asked for. What ends them too early takes its turn: it is the
+    outcome of a last one."""
+    try:
+        for item in items:
+            yield executor.submit(_work, function, item)
+    except Exception as error:
+        failed: Future[ResultT] = Future()
+        failed.set_exception(error)
+        yield failed
+
+
+# What kept this process from beginning; the executor would only say that it is broken.
+_problem: Exception | None = None
 
 
 def _begin(numbers: Any, begin: Callable[[int], None]) -> None:
+    global _problem
     die_with_parent()
-    begin(numbers.get())
+    try:
+        begin(numbers.get())
+    except Exception as error:
+        _problem = error
+
+
+def _work(function: Callable[[ItemT], ResultT], item: ItemT) -> ResultT:
+    if _problem is not None:
+        raise _problem
+    return function(item)
 
 
 @contextmanager

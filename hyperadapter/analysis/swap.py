@@ -12,6 +12,7 @@ embedding, as input of all layers' adapters.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,6 +62,8 @@ from hyperadapter.training.trainer import open_tracker
 
 __all__ = ["SwapOptions", "analyse_swap", "mean_nll", "swap_losses", "swap_tables"]
 
+log = logging.getLogger(__name__)
+
 Array = NDArray[np.float64]
 
 
@@ -69,7 +72,7 @@ class SwapOptions(NamedTuple):
 
     Attributes:
         side: On which the languages stand, the pivot being on the other.
-        languages: Which; empty: all that were trained with the pivot.
+        languages: Which; empty: all that were trained with the pivot and have validation shards.
         max_sentences: Of the validation split, per direction.
         bleu: Whether to translate as well.
     """
@@ -108,7 +111,7 @@ def analyse_swap(run_dir: Path, swap: SwapOptions, options: Options) -> dict[str
     pivot, side, model = config.data.pivot, swap.side, loaded.model
     known = languages_of(model.vocabulary, side, pivot)
     check_languages(swap.languages, known, side, pivot)
-    batches = _read_batches(config, loaded, swap.languages or known, swap)
+    batches = _read_batches(config, loaded, _with_shards(config, known, swap), swap)
     languages = tuple(batches)
     losses = swap_losses(model, batches, side, pivot)
     tables = [table for table in measure_distances(model, pivot) if _is_of_side(table, side)]
@@ -136,6 +139,30 @@ def analyse_swap(run_dir: Path, swap: SwapOptions, options: Options) -> dict[str
             report[f"{name}_signatures"] = sorted({s.signature for row in found for s in row})
     _write(config, report, matrices, tables)
     return report
+
+
+def _with_shards(config: RunConfig, known: Sequence[str], swap: SwapOptions) -> list[str]:
+    """Returns the languages to swap. The data may never have had one that the run knows, such as
+    one that `hyperadapter extend` added.
+
+    Raises:
+        DataError: One of those was named, or there is none with text.
+    """
+    folder, pivot = shards_folder(config.data) / "valid", config.data.pivot
+    manifest = read_manifest(folder)
+    wanted = swap.languages or known
+    found = [code for code in wanted if manifest.find(code, pivot) is not None]
+    without = ", ".join(code for code in wanted if code not in found)
+    if not found or (without and swap.languages):
+        there = ", ".join(code for code in known if manifest.find(code, pivot) is not None)
+        raise DataError(
+            f"{folder} has no text of {without} with {pivot}, so it cannot be swapped; leave it "
+            f"out of --languages (there is text of {there or 'none'}), or set data.folder in "
+            f"{config.run_dir}/config.yaml to data with validation shards of it"
+        )
+    if without:
+        log.warning("%s has no text of %s, which is left out", folder, without)
+    return found
 
 
 def _read_batches(

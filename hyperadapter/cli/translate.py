@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hyperadapter.config import EvaluationConfig
     from hyperadapter.core.languages import Direction
     from hyperadapter.evaluation.pool import DecodingSpec
+    from hyperadapter.evaluation.translate import choose_device
     from hyperadapter.serving.source import ModelSource
     from hyperadapter.serving.translation_jobs import OutputFormat
 
@@ -33,6 +34,8 @@ _LOG_EVERY_S = 10.0
 _SEARCH = (
     "beam_size",
     "length_penalty",
+    "max_length_ratio",
+    "max_length_extra",
     "coverage_penalty",
     "no_repeat_ngram",
     "batch_sentences",
@@ -45,6 +48,8 @@ def _search_options(command: Command) -> Command:
     options: list[tuple[str, type, str]] = [
         ("--beam-size", int, "Hypotheses kept; 1 is greedy."),
         ("--length-penalty", float, "Scores are divided by length to this power."),
+        ("--max-length-ratio", float, "Longest output over the input, in pieces."),
+        ("--max-length-extra", int, "Pieces allowed on top of the ratio."),
         ("--coverage-penalty", float, "Weight of source positions that nothing attends to."),
         ("--no-repeat-ngram", int, "Runs of so many pieces are produced once at most."),
         ("--batch-sentences", int, "Sentences decoded together."),
@@ -55,7 +60,11 @@ def _search_options(command: Command) -> Command:
     ]
     for name, kind, text in reversed(options):
         command = click.option(name, type=kind, help=text)(command)
-    sample = click.option("--sample", is_flag=True, help="Draws translations piece by piece.")
+    sample = click.option(
+        "--sample/--no-sample",
+        default=None,
+        help="Draws translations piece by piece, or searches for the best.",
+    )
     return sample(command)
 
 
@@ -66,7 +75,7 @@ def _search_options(command: Command) -> Command:
     default="runs/quickstart",
     show_default=True,
     type=click.Path(path_type=Path),
-    help="A run folder with a checkpoint, or a bundle of `hyperadapter export`.",
+    help="A run folder, or a bundle or CTranslate2 folder of `hyperadapter export`.",
 )
 @click.option("--src", required=True, metavar="CODES", help="Source languages, e.g. de or de,fr.")
 @click.option("--tgt", required=True, metavar="CODES", help="Target languages, e.g. en.")
@@ -100,17 +109,17 @@ def translate(
     """
     _check_options(options)
     from hyperadapter.evaluation.pool import DecodingSpec
-    from hyperadapter.evaluation.search import check_options
-    from hyperadapter.evaluation.translate import choose_device
     from hyperadapter.serving.source import find_model
-    from hyperadapter.serving.translation_jobs import choose_directions
+    from hyperadapter.serving.translation_jobs import choose_directions, name_file
 
     keep_freed_memory()
     model = find_model(run_dir, checkpoint)
-    if model.kind == "bundle" and checkpoint != "newest":
-        raise click.UsageError(f"{run_dir} is a bundle, which has no checkpoints to choose from")
+    if model.kind != "run" and checkpoint != "newest":
+        raise click.UsageError(
+            f"{run_dir} is a {model.kind}, which has no checkpoints to choose from"
+        )
     evaluation = _search_settings(model.evaluation, options)
-    check_options(evaluation, n_best)
+    model.check_search(evaluation, n_best, options["prefixes"] is not None)
     directions = choose_directions(*([c.strip() for c in t.split(",")] for t in (src, tgt)))
     for direction in directions:
         model.check(direction)
@@ -122,7 +131,8 @@ def translate(
         return
     if len(directions) > 1:
         raise click.UsageError("several directions need --input and --output")
-    _translate_stdin(spec, directions[0], written_as, options["prefixes"])
+    prefixes = options["prefixes"] and name_file(options["prefixes"], directions[0])
+    _translate_stdin(spec, directions[0], written_as, prefixes)
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -148,6 +158,8 @@ def _search_settings(evaluation: EvaluationConfig, options: Mapping[str, Any]) -
     if options["processes"] is not None:
         tree["num_processes"] = options["processes"]
     draws = {name: options[name] for name in _DRAWS if options[name] is not None}
+    if options["sample"] is False:
+        tree["sampling"] = None
     if options["sample"] or (draws and tree["sampling"]):
         tree["sampling"] = (tree["sampling"] or {}) | draws
     elif draws:
@@ -193,13 +205,13 @@ def _translate_files(
 
 
 def _translate_stdin(
-    spec: DecodingSpec, direction: Direction, written_as: OutputFormat, prefixes: str | None
+    spec: DecodingSpec, direction: Direction, written_as: OutputFormat, prefixes: Path | None
 ) -> None:
     from hyperadapter.evaluation.text_files import decode_lines, iter_text, translate_lines
     from hyperadapter.serving.translation_jobs import RENDERS
 
     lines = decode_lines(sys.stdin.buffer, "stdin")
-    forced = None if prefixes is None else iter_text(Path(prefixes), "--prefixes")
+    forced = None if prefixes is None else iter_text(prefixes, "--prefixes")
     stdout = sys.stdout.buffer
     num_processes = spec.evaluation.num_processes
     shown = sys.stderr.isatty() and not sys.stdout.isatty()

@@ -118,7 +118,7 @@ class DirectionFiles:
         if not (self._manifest.is_file() and self._hyp.is_file()):
             return None
         try:
-            found = parse_config(Decoded, read_json(self._manifest), str(self._manifest))
+            found = self._parse(read_json(self._manifest))
         except (ConfigError, DataError) as error:
             log.warning("%s is decoded again: %s", self._name, error)
             return None
@@ -126,6 +126,18 @@ class DirectionFiles:
             return None
         log.info("%s was decoded before with the same weights and settings", self._name)
         return found
+
+    def _parse(self, tree: Any) -> Decoded:
+        """Parses a manifest; scores that cannot be read do not take translations with them."""
+        try:
+            return parse_config(Decoded, tree, str(self._manifest))
+        except ConfigError as error:
+            if not isinstance(tree, dict):
+                raise
+            rest = {key: tree[key] for key in tree.keys() - {"scored", "result"}}
+            found = parse_config(Decoded, rest, str(self._manifest))
+            log.warning("%s is scored again: %s", self._name, error)
+            return found
 
     def _write(self) -> None:
         assert self._decoded is not None

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import torch
 
-from data_pipeline.bitext import pair_of, read_split
+from data_pipeline.bitext import cleaned_pairs, pair_of, read_split
 from data_pipeline.progress import track
 from data_pipeline.tokenizer import Tokenizer
 from hyperadapter.checkpoint.layout import choose_weights
@@ -107,8 +107,8 @@ def evaluate(
         run_dir: The run folder.
         config: The run's configuration, perhaps with another evaluation group.
         split: `test` or `valid`.
-        directions: Which; empty means all of the configuration. A direction that was not trained
-            needs held-out text of its language pair.
+        directions: Which; empty means all of the configuration that its data were made with. A
+            direction that was not trained needs held-out text of its language pair.
         device: Where the model goes.
         checkpoint: Which weights, see `layout.choose_weights`.
 
@@ -120,8 +120,7 @@ def evaluate(
     """
     evaluation = _Evaluation(run_dir, config, split, device, checkpoint)
     chosen = tuple(map(parse_direction, dict.fromkeys(directions)))
-    everything = config.data.resolved_directions()
-    held_out = _read_held_out(config, split, chosen or everything)
+    held_out = _read_held_out(config, split, chosen or _with_text(config))
     if not held_out:
         raise DataError(
             f"the {split} split in {config.data.folder}/clean is empty for every direction asked "
@@ -188,6 +187,27 @@ def _require_same(run_dir: Path, config: RunConfig) -> None:
                     f"{group}.{key} is {now.get(key)!r}, but {run_dir} was trained with "
                     f"{before.get(key)!r}; evaluate with --config {path}"
                 )
+
+
+def _with_text(config: RunConfig) -> tuple[Direction, ...]:
+    """Returns the directions of the configuration without those that its data never had, such as
+    the ones that `hyperadapter extend` added.
+
+    If the data have none of them, they are of something else, and all are returned: reading fails.
+    """
+    cleaned = cleaned_pairs(Path(config.data.folder) / "clean")
+    directions = config.data.resolved_directions()
+    without = dict.fromkeys(
+        d for d in directions if "-".join(pair_of(d, config.data)) not in cleaned
+    )
+    if not without or len(without) == len(directions):
+        return directions
+    log.warning(
+        "%s: the data were made without these directions, so they are left out; evaluate them with "
+        "a test set of yours (--test-set)",
+        ", ".join(map(str, without)),
+    )
+    return tuple(direction for direction in directions if direction not in without)
 
 
 def _read_held_out(
@@ -274,7 +294,9 @@ class _Evaluation:
         }
         chunks = [chunk for part, _ in work.values() for chunk in part]
         load = partial(Translator.from_weights, self._path, self._run_dir, self._config)
-        spec = DecodingSpec(load, self._settings, self._device.type)
+        spec = DecodingSpec(load, self._settings, str(self._device))
+        # No more than there is work for, else threads would lie idle.
+        self._num_processes = min(self._num_processes, len(chunks)) or self._num_processes
         found = []
         with closing(translate_all(spec, chunks, self._num_processes)) as translated:
             done = track(translated, len(chunks), "translating")
@@ -283,7 +305,7 @@ class _Evaluation:
                     its.save_sides(item.src, item.ref)
                 else:
                     hyp, seconds = _collect(done, work[item.direction][1])
-                    seconds /= min(self._num_processes, len(chunks))
+                    seconds /= self._num_processes
                     its.save(item.src, item.ref, hyp, seconds)
                     log.info(
                         "%s: %d sentences decoded in %.1f s", item.direction, len(hyp), seconds

@@ -18,6 +18,8 @@ import torch
 from data_pipeline.progress import quiet
 from data_pipeline.workers import ordered_map
 from hyperadapter.config import EvaluationConfig
+from hyperadapter.core.errors import DataError
+from hyperadapter.core.heap import keep_freed_memory
 from hyperadapter.evaluation.translate import TextTranslator, Translation
 
 __all__ = [
@@ -29,7 +31,8 @@ __all__ = [
     "translate_all",
 ]
 
-_REMEDY = "fewer --processes (evaluation.num_processes) or a smaller evaluation.batch_sentences"
+_DECODING = 1  # one more where the same settings come to find other translations
+_REMEDY = "fewer --processes (evaluation.num_processes)"
 # What translations depend on; new metrics do not ask for new translations.
 _SEARCH_FIELDS = {
     "beam_size",
@@ -77,7 +80,8 @@ class DecodingSpec(NamedTuple):
         load: Loads the model to a device: a function at the top level of a module, or a partial one
             of it.
         evaluation: How to search.
-        device: `cpu` or `cuda`.
+        device: `cpu`, `cuda` or one of several GPUs, such as `cuda:1`. Several processes take all
+            GPUs one after the other.
         n_best: Translations of each sentence.
     """
 
@@ -88,9 +92,10 @@ class DecodingSpec(NamedTuple):
 
 
 def search_identity(evaluation: EvaluationConfig) -> dict[str, Any]:
-    """Returns the settings that translations depend on."""
+    """Returns what translations depend on besides the weights and the texts."""
     later = evaluation.model_dump(mode="json", include=_LATER_FIELDS, exclude_defaults=True)
-    return evaluation.model_dump(mode="json", include=_SEARCH_FIELDS) | later
+    version = {"decoding": _DECODING} if _DECODING > 1 else {}  # the first wrote none
+    return evaluation.model_dump(mode="json", include=_SEARCH_FIELDS) | later | version
 
 
 def threads_of(num_processes: int) -> int:
@@ -103,11 +108,11 @@ def translate_all(
 ) -> Generator[TranslatedChunk, None, None]:
     """Yields the translations of chunks, in their order.
 
-    At most two chunks for each process are held, and the model is loaded when there is a first one.
-    One process is this one. On GPUs, several processes take one after the other.
+    All chunks of a sequence are begun at once; of an iterator two for each process are held. The
+    model is loaded when there is a first one. One process is this one.
 
     Raises:
-        DataError: A process died.
+        DataError: A process died, or a GPU has too little memory.
         HyperAdapterError: What loading or translating raised.
     """
     if num_processes == 1:
@@ -128,6 +133,18 @@ class _Worker:
 
     def translate(self, chunk: Chunk) -> TranslatedChunk:
         """Translates one chunk; loads the model before the first."""
+        try:
+            return self._translate(chunk)
+        except torch.OutOfMemoryError as error:
+            told = ". ".join(str(error).split(". ")[:2])
+            raise DataError(
+                f"{self._device} ran out of memory with {len(chunk.texts)} sentences of "
+                f"{chunk.src}-{chunk.tgt} ({told}); run with a smaller evaluation.batch_sentences "
+                f"or --batch-sentences (now {self._spec.evaluation.batch_sentences}), or with "
+                "fewer --processes on one GPU"
+            ) from error
+
+    def _translate(self, chunk: Chunk) -> TranslatedChunk:
         if self._translator is None:
             self._translator = self._spec.load(self._device)
         started = time.perf_counter()
@@ -157,6 +174,7 @@ def _begin(spec: DecodingSpec, num_threads: int, level: int, number: int) -> Non
         datefmt="%H:%M:%S",
     )
     torch.set_num_threads(num_threads)
+    keep_freed_memory()  # as the command has done for itself
     device = torch.device(spec.device)
     if device.type == "cuda":
         device = torch.device("cuda", number % torch.cuda.device_count())

@@ -37,6 +37,7 @@ __all__ = [
     "decode_lines",
     "inspect_text",
     "iter_text",
+    "output_files",
     "translate_files",
     "translate_lines",
 ]
@@ -129,6 +130,11 @@ class _Manifest(StrictModel):
     done: bool
 
 
+def output_files(path: Path) -> tuple[Path, Path, Path]:
+    """Returns all that translating to a file writes: OUT, OUT.part and OUT.json."""
+    return path, path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.json")
+
+
 class OutputFile:
     """A file of translations that grows by whole chunks.
 
@@ -139,9 +145,7 @@ class OutputFile:
     """
 
     def __init__(self, path: Path, made_from: Mapping[str, Any], overwrite: bool = False) -> None:
-        self.path = path
-        self._part = path.with_name(f"{path.name}.part")
-        self._manifest_path = path.with_name(f"{path.name}.json")
+        self.path, self._part, self._manifest_path = output_files(path)
         self._made_from = dict(made_from)
         self._overwrite = overwrite
         self._stream: BinaryIO | None = None
@@ -173,9 +177,10 @@ class OutputFile:
             assert known is not None
             return known.lines, self.path.exists()
         if not self._overwrite:
+            there = self.path if self.path.exists() else self._part
             raise DataError(
-                f"{self.path} is there already, and {problem}; write to another --output, or "
-                "replace it with --overwrite"
+                f"{there} is there already, and {problem}; write to another --output, or replace "
+                "it with --overwrite"
             )
         return 0, False
 
@@ -196,6 +201,9 @@ class OutputFile:
     def opened(self, start: int) -> Iterator[OutputFile]:
         """Holds the file against other processes while it is written.
 
+        What it replaces is there until the first translations come, or none of an empty text: who
+        fails before that leaves all as it was.
+
         Args:
             start: Lines that are translated already, from `look`.
 
@@ -205,40 +213,55 @@ class OutputFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with translate_disk_full(self.path), open(self._part, "ab") as stream:
             self._hold(stream)
-            known = self._read_manifest()
-            if self.look() != (start, False):
-                raise DataError(
-                    f"another process has written {self._part} just now; run the same command again"
-                )
-            if start and known is not None:
-                self._whole = known
-            else:  # what may be replaced is removed first, so that nobody takes it for ours
-                self.path.unlink(missing_ok=True)
-                write_json(self._manifest_path, self._whole.model_dump())
-            stream.truncate(self._whole.bytes)
-            self._stream = stream
-            yield self
+            try:
+                self._start(start)
+                self._stream = stream
+                yield self
+            except BaseException:
+                if not os.fstat(stream.fileno()).st_size:
+                    self._part.unlink(missing_ok=True)
+                raise
 
     def _hold(self, stream: BinaryIO) -> None:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = os.fstat(stream.fileno()).st_nlink > 0  # else who had it has just removed it
         except BlockingIOError:
+            held = False
+        if not held:
             raise DataError(
                 f"another process writes {self._part}; wait for it, or choose another --output"
-            ) from None
+            )
+
+    def _start(self, start: int) -> None:
+        known = self._read_manifest()
+        if self.look() != (start, False):
+            raise DataError(
+                f"another process has written {self._part} just now; run the same command again"
+            )
+        self._whole = known if start and known is not None else self._manifest(0, 0)
+
+    def _clear(self) -> BinaryIO:
+        """Cuts off what is not whole, and before the first line removes what is replaced."""
+        assert self._stream is not None
+        if not self._whole.lines:  # the file goes first, so that nobody takes it for ours
+            self.path.unlink(missing_ok=True)
+            write_json(self._manifest_path, self._whole.model_dump())
+        self._stream.truncate(self._whole.bytes)
+        return self._stream
 
     def append(self, text: str, lines: int) -> None:
         """Adds the translations of some lines; once this returns, no kill can undo it."""
-        assert self._stream is not None
-        data = text.encode("utf-8")
-        self._stream.write(data)
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
+        stream, data = self._clear(), text.encode("utf-8")
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
         self._whole = self._manifest(self._whole.lines + lines, self._whole.bytes + len(data))
         write_json(self._manifest_path, self._whole.model_dump())
 
     def finish(self) -> None:
         """Gives the file its name."""
+        self._clear()
         self._whole = self._whole.model_copy(update={"done": True})
         write_json(self._manifest_path, self._whole.model_dump())
         os.replace(self._part, self.path)
@@ -337,19 +360,31 @@ def _chunk_size(spec: DecodingSpec) -> int:
 
 
 def _cut_file(job: TranslationJob, start: int, size: int) -> Iterator[tuple[int, Chunk]]:
-    source, seen = job.source, start
-    lines = islice(iter_text(source.path, "--input"), start, None)
-    prefixes = job.prefixes and islice(iter_text(job.prefixes.path, "--prefixes"), start, None)
-    for first, chunk in _cut(job.direction, lines, prefixes, size, start):
-        seen += len(chunk.texts)
-        if seen > source.lines:
+    part = output_files(job.output.path)[1]
+    lines = islice(_unchanged(job.source, "--input", part), start, None)
+    prefixes = job.prefixes and islice(_unchanged(job.prefixes, "--prefixes", part), start, None)
+    yield from _cut(job.direction, lines, prefixes, size, start)
+
+
+def _unchanged(text: TextFile, option: str, part: Path) -> Iterator[str]:
+    """Yields the lines of a text; the last one only if it still is what was inspected."""
+    sha256, seen = hashlib.sha256(), 0
+    lines = iter_text(text.path, option)
+    for seen, line in enumerate(lines, 1):
+        sha256.update(line.encode() + b"\n")
+        if seen >= text.lines and (
+            sha256.hexdigest() != text.sha256 or next(lines, None) is not None
+        ):
             break
-        yield first, chunk
-    if seen != source.lines:
-        raise DataError(
-            f"{source.path} had {source.lines:,} lines and has {seen:,} or more now; it changed "
-            "while it was translated: run the same command again once it is whole"
-        )
+        yield line
+    else:
+        if seen == text.lines:
+            return
+    raise DataError(
+        f"{text.path} has changed since its {text.lines:,} lines were first read, and {part}, if "
+        "it is there, may hold translations of other lines: delete it, and run the same command "
+        "again once the text is whole"
+    )
 
 
 def _cut(

@@ -56,7 +56,7 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
     """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            "training.device is cuda, but torch sees no GPU; use device: cpu, or install a CUDA "
+            "the device is cuda, but torch sees no GPU; choose cpu or auto, or install a CUDA "
             "build of torch and check the driver"
         )
     cuda = wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available())
@@ -99,6 +99,7 @@ class TextTranslator(ABC):
         self.evaluation = evaluation
         self.max_sentence_tokens = max_sentence_tokens
         self._states: dict[Direction, DirectionState] = {}
+        self._num_texts = self._num_long = 0
 
     @abstractmethod
     def prepare(self, direction: Direction) -> DirectionState:
@@ -168,11 +169,12 @@ class TextTranslator(ABC):
         state, evaluation = self._state(direction), evaluation or self.evaluation
         check_options(evaluation, n_best)
         forced = None if prefixes is None else self._encode_prefixes(prefixes, len(texts))
-        filled = [index for index, text in enumerate(texts) if text.strip()]
-        pieces = self.tokenizer.encode([plain_text(texts[index]) for index in filled])
+        plain = [plain_text(text) for text in texts]
+        filled = [index for index, text in enumerate(plain) if text]
+        pieces = self.tokenizer.encode([plain[index] for index in filled])
         self._warn_of_long(pieces)
-        translations = [[Translation("", 0.0)]] * len(texts)
-        batches = _batches(pieces, evaluation.batch_sentences)
+        translations = [[Translation("", 0.0)] for _ in texts]
+        batches = _batches(pieces, evaluation.batch_sentences, self.max_sentence_tokens)
         for rows in track(batches, len(batches), f"translating {direction}"):
             found = search_n_best(
                 self.model,
@@ -229,15 +231,17 @@ class TextTranslator(ABC):
         return self.model.embedding.weight.device
 
     def _warn_of_long(self, pieces: Sequence[Pieces]) -> None:
-        limit = self.max_sentence_tokens
+        """Warns of the first long texts, and whenever their number has one digit more."""
+        limit, before = self.max_sentence_tokens, self._num_long
         lengths = [len(sentence) + 1 for sentence in pieces]
-        count = sum(length > limit for length in lengths)
-        if count:
+        self._num_texts += len(pieces)
+        self._num_long += sum(length > limit for length in lengths)
+        if len(str(self._num_long or "")) > len(str(before or "")):
             log.warning(
-                "%d of %d texts are longer than the %d tokens of the longest training sentence "
-                "(the longest has %d); they are translated whole, but expect poor translations: "
+                "%d of %d texts so far are longer than the %d tokens of the longest training "
+                "sentence (one has %d); they are translated whole, but expect poor translations: "
                 "split them into sentences",
-                *(count, len(pieces), limit, max(lengths)),
+                *(self._num_long, self._num_texts, limit, max(lengths)),
             )
 
 
@@ -252,13 +256,26 @@ def plain_text(text: str) -> str:
     return unicodedata.normalize("NFC", " ".join(text.replace("\ufeff", "").split()))
 
 
-def _batches(pieces: Sequence[Pieces], size: int) -> list[list[int]]:
+def _batches(pieces: Sequence[Pieces], size: int, usual_tokens: int) -> list[list[int]]:
     """Returns the texts' numbers in batches of similar length.
 
     The longest come first, so that too little memory shows at once.
+
+    Args:
+        pieces: Of each text.
+        size: Texts in a batch. Where one is longer than usual, fewer, so that a batch needs no more
+            memory than `size` texts of the usual length, or is that one text.
+        usual_tokens: Most tokens of usual texts, end mark included.
     """
     order = sorted(range(len(pieces)), key=lambda row: len(pieces[row]), reverse=True)
-    return [order[start : start + size] for start in range(0, len(order), size)]
+    batches: list[list[int]] = []
+    start = 0
+    while start < len(order):
+        longest = len(pieces[order[start]]) + 1
+        stop = start + max(1, min(size, size * usual_tokens // longest))
+        batches.append(order[start:stop])
+        start = stop
+    return batches
 
 
 class Translator(TextTranslator):
@@ -285,6 +302,7 @@ class Translator(TextTranslator):
         super().__init__(loaded.model, tokenizer, config.evaluation, limit)
         self.info: WeightsInfo = loaded.info
         self.config = config
+        self._zero_shot: set[Direction] = set()
 
     @classmethod
     def from_run(cls, run_dir: Path, device: torch.device | str = "cpu") -> Translator:
@@ -358,4 +376,6 @@ class Translator(TextTranslator):
                 f"this run was not trained to translate {direction}, and its direction adapters "
                 f"exist for trained directions only: {trained}"
             )
-        log.warning("%s was not in the training data: this is zero-shot translation", direction)
+        if direction not in self._zero_shot:
+            self._zero_shot.add(direction)
+            log.warning("%s was not in the training data: this is zero-shot translation", direction)

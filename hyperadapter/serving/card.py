@@ -30,7 +30,7 @@ class CardFacts(NamedTuple):
         directions: That it translates.
         has_adapters: Whether it is more than a dense model.
         stored: In what form, such as `fp32`.
-        exact: Whether the stored numbers are those of the run, so that its scores hold.
+        exact: Whether it translates as the run does, so that the run's scores hold.
         max_sentence_tokens: Longest training sentence.
         decoding: How it searches.
         checksums_file: Where all checksums are.
@@ -128,7 +128,10 @@ def _scores(facts: CardFacts, run_dir: Path, weights: Path) -> list[str]:
         "",
     ]
     if not facts.exact:
-        lines[-2] = f"The scores are of the run's fp32 weights, not of {facts.stored}. {lines[-2]}"
+        lines[-2] = (
+            f"The scores are of the run in fp32, not of {facts.stored}, whose outputs may differ. "
+            f"{lines[-2]}"
+        )
     return [*lines, *signatures]
 
 

@@ -44,8 +44,10 @@ __all__ = [
     "CTranslate2Config",
     "CTranslate2Translator",
     "Quantization",
+    "check_search",
     "import_ctranslate2",
     "is_ctranslate2",
+    "read_about",
 ]
 
 log = logging.getLogger(__name__)
@@ -143,12 +145,37 @@ def read_about(folder: Path) -> CTranslate2Config:
     return config
 
 
+def check_search(evaluation: EvaluationConfig, n_best: int, with_prefixes: bool) -> None:
+    """Refuses what CTranslate2 does not do as we do.
+
+    Raises:
+        ConfigError: It is asked for.
+    """
+    for name, unused in _NOT_HERE.items():
+        if (value := getattr(evaluation, name)) != unused:
+            raise ConfigError(
+                f"{name} is {value!r}, which translating with CTranslate2 does not offer here; "
+                "leave it out, or use a bundle"
+            )
+    if with_prefixes:
+        raise ConfigError(
+            "prefixes are given, which translating with CTranslate2 does not offer here; leave "
+            "them out, or use a bundle"
+        )
+    if not 1 <= n_best <= evaluation.beam_size:
+        raise ConfigError(
+            f"n_best is {n_best}, but a search with beam_size {evaluation.beam_size} finds 1 "
+            f"to {evaluation.beam_size}"
+        )
+
+
 class CTranslate2Translator:
     """Translates the direction of a folder, with as many threads as torch has.
 
     Args:
         folder: What `hyperadapter export --format ctranslate2` wrote.
-        device: `auto`, `cpu` or `cuda`.
+        device: `auto`, `cpu` or `cuda`, with the number of the GPU (`cuda:1`) if it is not the
+            first.
 
     Raises:
         CheckpointError: The folder is damaged.
@@ -162,9 +189,13 @@ class CTranslate2Translator:
         self.tokenizer = Tokenizer.load(folder / TOKENIZER_FOLDER)
         self._pieces = self.tokenizer.pieces()
         self._ids = {piece: number for number, piece in enumerate(self._pieces)}
-        threads = torch.get_num_threads()
+        kind, _, number = device.partition(":")
         self._translator: Any = package.Translator(
-            str(folder), device=device, inter_threads=1, intra_threads=threads
+            str(folder),
+            device=kind,
+            device_index=int(number or 0),
+            inter_threads=1,
+            intra_threads=torch.get_num_threads(),
         )
 
     @property
@@ -197,15 +228,21 @@ class CTranslate2Translator:
             LanguageError: The folder is of another direction.
         """
         evaluation = evaluation or self.evaluation
-        self._check(Direction(src, tgt), evaluation, n_best, prefixes)
-        filled = [row for row, text in enumerate(texts) if text.strip()]
-        pieces = self.tokenizer.encode([plain_text(texts[row]) for row in filled])
+        if Direction(src, tgt) != self.direction:
+            raise LanguageError(
+                f"this folder translates {self.direction} and not {src}-{tgt}: the adapters of one "
+                "direction are in its weights. Export the other direction to a folder of its own"
+            )
+        check_search(evaluation, n_best, prefixes is not None)
+        plain = [plain_text(text) for text in texts]
+        filled = [row for row, text in enumerate(plain) if text]
+        pieces = self.tokenizer.encode([plain[row] for row in filled])
         sources = [self._source(ids.tolist()) for ids in pieces]
         self._warn_of_long([len(ids) + 1 for ids in pieces])
         order = sorted(range(len(sources)), key=lambda row: len(sources[row]), reverse=True)
         size = evaluation.batch_sentences
         batches = [order[first : first + size] for first in range(0, len(order), size)]
-        translations = [[Translation("", 0.0)]] * len(texts)
+        translations = [[Translation("", 0.0)] for _ in texts]
         for rows in track(batches, len(batches), f"translating {self.direction}"):
             found = self.search([sources[row] for row in rows], evaluation, n_best)
             for row, hypotheses in zip(rows, found, strict=True):
@@ -264,31 +301,6 @@ class CTranslate2Translator:
                 f"into sentences of up to {limit} tokens, or use a bundle"
             )
         return source
-
-    def _check(
-        self,
-        direction: Direction,
-        evaluation: EvaluationConfig,
-        n_best: int,
-        prefixes: Sequence[str] | None,
-    ) -> None:
-        if direction != self.direction:
-            raise LanguageError(
-                f"this folder translates {self.direction} and not {direction}: the adapters of one "
-                "direction are in its weights. Export the other direction to a folder of its own"
-            )
-        given = {name: getattr(evaluation, name) for name in _NOT_HERE} | {"prefixes": prefixes}
-        for name, value in given.items():
-            if value != _NOT_HERE.get(name):
-                raise ConfigError(
-                    f"{name} is {value!r}, which translating with CTranslate2 does not offer here; "
-                    "leave it out, or use a bundle"
-                )
-        if not 1 <= n_best <= evaluation.beam_size:
-            raise ConfigError(
-                f"n_best is {n_best}, but a search with beam_size {evaluation.beam_size} finds 1 "
-                f"to {evaluation.beam_size}"
-            )
 
     def _warn_of_long(self, lengths: Sequence[int]) -> None:
         limit = self.config.max_sentence_tokens

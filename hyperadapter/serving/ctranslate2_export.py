@@ -112,8 +112,9 @@ def export_ctranslate2(
     spec.config.decoder_start_token = _token(run, openings[1][0])
     spec.validate()
     spec.optimize(None if quantization == "float32" else quantization)
-    most = 4 * sum(x.numel() for x in run.main_network().values())
-    require_space(out, most, "the CTranslate2 folder")
+    # An alias, such as the decoder's embedding, is the name of another tensor.
+    stored = (x.num_bytes() for x in spec.variables().values() if not isinstance(x, str))
+    require_space(out, sum(stored), "the CTranslate2 folder")
     with atomic_directory(out) as part:
         Tokenizer.copy(run.tokenizer_folder, part / TOKENIZER_FOLDER)
         spec.save(str(part))
@@ -182,7 +183,7 @@ def _facts(run: TrainedRun, about: CTranslate2Config) -> CardFacts:
         directions=(about.direction,),
         has_adapters=run.config.model.adapter.kind != "none",
         stored=f"a CTranslate2 model in {about.quantization}",
-        exact=about.quantization == "float32",
+        exact=False,  # even in float32: its beam search ends by other rules
         max_sentence_tokens=about.max_sentence_tokens,
         decoding=about.decoding,
         checksums_file=ABOUT_FILE,

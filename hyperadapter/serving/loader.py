@@ -65,6 +65,8 @@ class SearchOptions(TypedDict, total=False):
         beam_size: Hypotheses kept, 1 is greedy; None is as usual.
         batch_sentences: Sentences decoded together; None is as usual.
         length_penalty: Log-probabilities are divided by the length to this power.
+        max_length_ratio: Longest output over the input, in pieces.
+        max_length_extra: Pieces allowed on top of the ratio.
         coverage_penalty: Weight of source positions that no output attends to.
         no_repeat_ngram: Runs of so many pieces are produced once at most; 0: no limit.
         sampling: Draws translations; None searches for the best.
@@ -73,6 +75,8 @@ class SearchOptions(TypedDict, total=False):
     beam_size: int | None
     batch_sentences: int | None
     length_penalty: float
+    max_length_ratio: float
+    max_length_extra: int
     coverage_penalty: float
     no_repeat_ngram: int
     sampling: SamplingConfig | None
@@ -154,6 +158,13 @@ class TranslationModel:
         )
 
     def _search_settings(self, options: SearchOptions) -> EvaluationConfig:
+        known = list(SearchOptions.__annotations__)
+        for name in options:
+            if name not in known:
+                raise ConfigError(
+                    f"translate: unknown option {name!r}{nearest(name, known)}; known options: "
+                    f"{', '.join(known)}"
+                )
         given = {
             key: value
             for key, value in options.items()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -23,10 +23,11 @@ from hyperadapter.evaluation.text_files import (
     TextFile,
     TranslationJob,
     inspect_text,
+    output_files,
 )
 from hyperadapter.evaluation.translate import Translation
 
-__all__ = ["RENDERS", "OutputFormat", "Patterns", "choose_directions", "plan_jobs"]
+__all__ = ["RENDERS", "OutputFormat", "Patterns", "choose_directions", "name_file", "plan_jobs"]
 
 log = logging.getLogger(__name__)
 
@@ -78,18 +79,21 @@ def plan_jobs(
         overwrite: Whether outputs that are made from something else may be replaced.
 
     Raises:
-        ConfigError: Two directions have one output, or an output is an input.
+        ConfigError: Two directions have one output, or a file that is read would be written.
         DataError: An input is missing, damaged, or not UTF-8, or prefixes are not as many.
     """
     outputs = _outputs(patterns, directions)
     texts: dict[Path, TextFile] = {}
 
     def inspected(pattern: str, direction: Direction, option: str) -> TextFile:
-        path = Path(_name(pattern, direction))
+        path = name_file(pattern, direction)
         if path not in texts:
             texts[path] = inspect_text(path, option)
         return texts[path]
 
+    search = search_identity(spec.evaluation)
+    # Changes rounding only, and fewer of them help where memory ran out.
+    del search["batch_sentences"]
     jobs = []
     for direction, output in outputs.items():
         source = inspected(patterns.input, direction, "--input")
@@ -106,31 +110,41 @@ def plan_jobs(
             "prefixes": prefixes.sha256 if prefixes else None,
             "format": written_as,
             "n_best": spec.n_best,
-            **search_identity(spec.evaluation),
+            **search,
         }
         file = OutputFile(output, made_from, overwrite)
         jobs.append(TranslationJob(direction, source, prefixes or None, file))
     return jobs
 
 
-def _name(pattern: str, direction: Direction) -> str:
-    return pattern.replace("{src}", direction.src).replace("{tgt}", direction.tgt)
+def name_file(pattern: str, direction: Direction) -> Path:
+    """Fills a direction's languages into the name of a file."""
+    return Path(pattern.replace("{src}", direction.src).replace("{tgt}", direction.tgt))
 
 
-def _outputs(patterns: Patterns, directions: Iterable[Direction]) -> dict[Direction, Path]:
+def _outputs(patterns: Patterns, directions: Sequence[Direction]) -> dict[Direction, Path]:
+    read = {
+        name_file(pattern, direction).resolve()
+        for pattern in (patterns.input, patterns.prefixes)
+        for direction in directions
+        if pattern
+    }
+    outputs = {direction: name_file(patterns.output, direction) for direction in directions}
     found: dict[Path, Direction] = {}
-    for direction in directions:
-        path = Path(_name(patterns.output, direction))
-        if path in found:
+    for direction, path in outputs.items():
+        other = found.setdefault(path.resolve(), direction)
+        if other != direction:
             raise ConfigError(
-                f"--output {patterns.output} is one file for {found[path]} and {direction}; write "
+                f"--output {patterns.output} is one file for {other} and {direction}; write "
                 "{src} and {tgt} into its name, such as {src}-{tgt}.txt"
             )
-        read = (patterns.input, *([patterns.prefixes] if patterns.prefixes else []))
-        if path.resolve() in {Path(_name(pattern, direction)).resolve() for pattern in read}:
-            raise ConfigError(f"--output {path} is a file that is read; choose another")
-        found[path] = direction
-    return {direction: path for path, direction in found.items()}
+        for file in output_files(path):
+            if file.resolve() in read:
+                raise ConfigError(
+                    f"--output {path} would write {file}, which is a file that is read; choose "
+                    "another"
+                )
+    return outputs
 
 
 def _render_text(first: int, texts: Sequence[str], found: Sequence[Sequence[Translation]]) -> str:

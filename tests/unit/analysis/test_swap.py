@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from data_pipeline.shards.manifest import read_manifest, write_manifest
 from data_pipeline.stream.streams import ValidStream
 from data_pipeline.tokenizer import Tokenizer
 from hyperadapter.analysis import swap as swap_module
@@ -24,6 +26,7 @@ from hyperadapter.analysis.swap import SwapOptions, analyse_swap, swap_losses
 from hyperadapter.cli import cli
 from hyperadapter.core.errors import ConfigError, DataError, LanguageError
 from hyperadapter.core.events import EVENTS_FILE
+from hyperadapter.core.files import write_text
 from hyperadapter.model.batch import Batch
 from hyperadapter.model.seq2seq import Seq2Seq
 from tests.unit.analysis.conftest import LANGUAGES, WORDS, make_config, make_model, save_run
@@ -218,6 +221,43 @@ def test_what_cannot_be_swapped(
     save_run(config, make_model(config), "another")
     with pytest.raises(DataError, match=r"but the weights were trained with another; set data\."):
         analyse_swap(tmp_path / "other", SwapOptions(), QUICK)
+
+
+def test_languages_that_the_data_never_had_are_left_out(
+    run_of: Callable[[str], Path],
+    data_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(swap_module, "plot_matrix", lambda *arguments: Path("x.png"))
+    run_dir, folder = run_of("hyper"), tmp_path / "data"
+    shutil.copytree(data_folder, folder)
+    write_text(
+        run_dir / "config.yaml",
+        (run_dir / "config.yaml").read_text().replace(str(data_folder), str(folder)),
+    )
+    path = folder / "shards" / "valid" / "manifest.json"
+    manifest = read_manifest(path.parent)
+
+    def keep(*codes: str) -> None:
+        pairs = tuple(pair for pair in manifest.pairs if pair.b in codes)
+        write_manifest(path.parent, manifest.model_copy(update={"pairs": pairs}))
+
+    keep("de", "nl", "uk")
+    with caplog.at_level(logging.WARNING):
+        report = analyse_swap(run_dir, SwapOptions(), QUICK)
+    assert report["languages"] == ["de", "nl", "uk"]
+    assert "shards/valid has no text of es, fr, which is left out" in caplog.text
+    message = r"no text of fr with en, .* out of --languages \(there is text of de, nl, uk\)"
+    with pytest.raises(DataError, match=message):
+        analyse_swap(run_dir, SwapOptions(languages=("de", "fr")), QUICK)
+    keep()
+    with pytest.raises(DataError, match=r"no text of de, nl, es, fr, uk .*text of none\), or set"):
+        analyse_swap(run_dir, SwapOptions(), QUICK)
+    path.unlink()
+    with pytest.raises(DataError, match="holds no shards"):
+        analyse_swap(run_dir, SwapOptions(), QUICK)
 
 
 def test_two_languages_are_enough_but_correlate_with_nothing(

@@ -12,6 +12,7 @@ import pytest
 from data_pipeline.bitext import (
     SentencePair,
     catalog_languages,
+    cleaned_pairs,
     format_line,
     iter_pairs,
     iter_split,
@@ -240,8 +241,17 @@ def test_a_file_must_have_as_many_pairs_as_the_manifest_says(tmp_path: Path, pro
 
 
 def test_a_pair_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"train.en-pt-BR\.tsv does not exist; .* lacks en-pt-BR"):
+    message = (
+        r"train.en-pt-BR\.tsv does not exist; .* lacks en-pt-BR\. .* and a source .*--test-set"
+    )
+    with pytest.raises(DataError, match=message):
         read_split(tmp_path, "train", ("en", "pt-BR"))
+
+
+def test_the_manifest_lists_the_pairs(tmp_path: Path) -> None:
+    assert cleaned_pairs(tmp_path) == frozenset()
+    write_json(tmp_path / "manifest.json", {"splits": {"en-de": {}, "en-pt-BR": {}}})
+    assert cleaned_pairs(tmp_path) == {"en-de", "en-pt-BR"}
 
 
 def test_bytes_that_are_no_utf_8_are_damage(tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hyperadapter.core.files import read_json, sha256_file, write_json, write_text
 from hyperadapter.evaluation.evaluate import evaluate
@@ -103,6 +105,33 @@ def test_older_manifests_without_scores_are_known(
     assert (decoded, scored) == ([], [12, 12])
 
 
+@pytest.mark.parametrize("damage", ["score", "translation"])
+def test_scores_that_cannot_be_read_cost_no_translations(
+    tiny_run: MakeRun,
+    decoded: list[str],  # noqa: F811
+    scored: list[int],
+    caplog: pytest.LogCaptureFixture,
+    damage: str,
+) -> None:
+    run = tiny_run()
+    first = evaluate(run.run_dir, run.config, directions=["en-de"])
+    path = scores_file(run, "en-de.json")
+    manifest = read_json(path)
+    if damage == "score":
+        manifest["result"]["later"] = 1  # of another version
+    else:
+        manifest["sentences"] = "twelve"
+    write_json(path, manifest)
+    decoded.clear()
+    scored.clear()
+    with caplog.at_level(logging.WARNING):
+        second = evaluate(run.run_dir, run.config, directions=["en-de"])
+    assert second.directions[0].model == first.directions[0].model
+    assert scored == [12, 12]
+    assert decoded == ([] if damage == "score" else ["en-de"])
+    assert f"en-de is {'scored' if damage == 'score' else 'decoded'} again: " in caplog.text
+
+
 def test_older_translations_are_known(tiny_run: MakeRun) -> None:
     run = tiny_run()
     evaluate(run.run_dir, run.config, directions=["en-de"])
@@ -120,6 +149,17 @@ def test_older_translations_are_known(tiny_run: MakeRun) -> None:
     # As it was before searches had more settings.
     known = hashlib.sha256(identity.encode()).hexdigest()
     assert read_json(scores_file(run, "en-de.json"))["fingerprint"] == known
+
+
+def test_there_are_no_more_processes_than_chunks(
+    tiny_run: MakeRun,
+    decoded: list[str],  # noqa: F811
+) -> None:
+    run = tiny_run()
+    several = with_evaluation(run.config, num_processes=3)
+    result = evaluate(run.run_dir, several, directions=["en-de"])
+    assert decoded == ["en-de"]  # by this process, with all its threads
+    assert (result.speed.world_size, result.speed.threads) == (1, torch.get_num_threads())
 
 
 def test_the_number_of_processes_decides_no_result(

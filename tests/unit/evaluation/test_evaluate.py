@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from data_pipeline.bitext import read_split
 from hyperadapter.cli import cli
 from hyperadapter.core.errors import CheckpointError, ConfigError, DataError
-from hyperadapter.core.files import read_json, write_text
+from hyperadapter.core.files import read_json, write_json, write_text
 from hyperadapter.core.languages import Direction
 from hyperadapter.evaluation.evaluate import (
     SUBSET_FILE,
@@ -25,7 +25,7 @@ from hyperadapter.evaluation.evaluate import (
     evaluate_test_set,
     load_result,
 )
-from hyperadapter.evaluation.pool import translate_all
+from hyperadapter.evaluation.pool import DecodingSpec, translate_all
 from hyperadapter.evaluation.score import score_corpus
 from hyperadapter.evaluation.test_sets import TestSet
 from hyperadapter.evaluation.translate import Translator
@@ -220,6 +220,37 @@ def test_an_empty_direction_is_left_out_and_an_empty_split_an_error(
     assert "en-fr has no test sentences and is left out of the averages" in caplog.messages
     with pytest.raises(DataError, match=r"the test split in .* is empty for every direction asked"):
         evaluate(run.run_dir, config, directions=["en-fr"])
+
+
+def test_directions_that_the_data_never_had_are_left_out(
+    tiny_run: MakeRun, tmp_path: Path, data_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tiny_run()
+    folder = tmp_path / "data"
+    shutil.copytree(data_folder, folder)
+    data = run.config.data.model_copy(update={"folder": str(folder)})
+    config = run.config.model_copy(update={"data": data})
+    counts = {"test": {"num_pairs": 12}}
+
+    def only(*pairs: str) -> None:
+        write_json(folder / "clean" / "manifest.json", {"splits": dict.fromkeys(pairs, counts)})
+
+    (folder / "clean" / "test" / "en-fr.tsv").unlink()
+    only("en-de")
+    with caplog.at_level(logging.WARNING):
+        result = evaluate(run.run_dir, config)
+    assert [item.direction for item in result.directions] == ["en-de", "de-en"]
+    assert load_result(run.run_dir) == result
+    assert "en-fr, fr-en: the data were made without these directions" in caplog.text
+    assert "--test-set" in caplog.text
+    # Those that are named, and what is damaged or of something else, stay errors.
+    with pytest.raises(DataError, match=r"en-fr\.tsv does not exist; .*--test-set"):
+        evaluate(run.run_dir, config, directions=["en-de", "en-fr"])
+    for pairs, missing in ((["en-de", "en-fr"], "en-fr"), (["en-nl"], "en-de")):
+        only(*pairs)
+        (folder / "clean" / "test" / f"{missing}.tsv").unlink(missing_ok=True)
+        with pytest.raises(DataError, match=rf"{missing}\.tsv does not exist"):
+            evaluate(run.run_dir, config)
 
 
 def test_no_checkpoint_is_said_before_anything_is_read(tiny_run: MakeRun) -> None:
@@ -460,6 +491,23 @@ def test_the_command_scores_some_directions(command: Callable[..., Any], tmp_pat
     assert not (tmp_path / "run" / "evaluation" / "test" / "scores.json").exists()
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1"])
+def test_the_device_is_the_one_asked_for(
+    tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    devices: list[str] = []
+
+    def spy(spec: DecodingSpec, *rest: Any) -> Any:
+        devices.append(spec.device)
+        return translate_all(spec._replace(device="cpu"), *rest)
+
+    monkeypatch.setattr("hyperadapter.evaluation.evaluate.translate_all", spy)
+    run = tiny_run()
+    result = evaluate(run.run_dir, run.config, directions=["en-de"], device=device)
+    assert devices == [device]
+    assert result.speed.device == device.removesuffix(":1")
+
+
 def test_the_command_says_how_many_processes(
     command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -467,7 +515,8 @@ def test_the_command_says_how_many_processes(
         "hyperadapter.evaluation.evaluate.translate_all",
         lambda spec, chunks, processes: translate_all(spec, chunks, processes - 2),
     )
-    done = command("--directions", "en-de", "--json", "--processes", "3")
+    one = ("--set", "evaluation.batch_sentences=1")  # chunks of 4
+    done = command("--directions", "en-de", "--json", "--processes", "3", *one)
     assert done.exit_code == 0, done.output
     tree = json.loads(done.stdout)
     assert (tree["speed"]["world_size"], tree["settings"]["num_processes"]) == (3, 1)

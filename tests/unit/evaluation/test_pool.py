@@ -15,6 +15,7 @@ import torch
 from hyperadapter.config import EvaluationConfig
 from hyperadapter.core.errors import DataError, HyperAdapterError, LanguageError
 from hyperadapter.core.schema import parse_config
+from hyperadapter.evaluation import pool
 from hyperadapter.evaluation.pool import (
     Chunk,
     DecodingSpec,
@@ -40,6 +41,10 @@ class Made:
     ) -> list[list[Translation]]:
         if "kill" in texts:
             os.kill(os.getpid(), signal.SIGKILL)
+        if "large" in texts:
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 4"
+            )
         if "raise" in texts:
             raise LanguageError("there is no language 'x'")
         says = f"{os.getpid()} {self.device} {torch.get_num_threads()} "
@@ -115,9 +120,28 @@ def test_a_process_that_is_killed_ends_the_call(two_threads: None) -> None:
         assert process != str(os.getpid())
         assert chunk.seconds >= 0
     with pytest.raises(
-        DataError, match=r"translating: a worker process died.*memory.*with fewer --processes"
+        DataError,
+        match=r"worker process died.*memory.*with fewer --processes \(\S+\) if it happens twice$",
     ):
         list(translated)
+
+
+def test_too_little_memory_of_a_gpu_is_said() -> None:
+    with pytest.raises(DataError) as error:
+        list(translate_all(made(), [Chunk("en", "de", ["a", "large"])]))
+    assert str(error.value) == (
+        "cpu ran out of memory with 2 sentences of en-de (CUDA out of memory. Tried to allocate "
+        "2.00 GiB); run with a smaller evaluation.batch_sentences or --batch-sentences (now 64), "
+        "or with fewer --processes on one GPU"
+    )
+
+
+def test_a_process_keeps_freed_memory_as_the_command_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[bool] = []
+    monkeypatch.setattr(pool, "keep_freed_memory", lambda: called.append(True))
+    monkeypatch.setattr(pool, "_worker", None)
+    pool._begin(made(), torch.get_num_threads(), logging.WARNING, 0)
+    assert called == [True]
 
 
 def test_processes_share_the_threads_of_one(two_threads: None) -> None:
@@ -157,3 +181,12 @@ def test_the_identity_of_a_search() -> None:
     identities = [search_identity(parse_config(EvaluationConfig, c, "x")) for c in changes]
     assert all(identity != old for identity in identities)
     assert all(a != b for n, a in enumerate(identities) for b in identities[:n])
+
+
+def test_other_decoding_is_another_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = search_identity(SETTINGS)
+    monkeypatch.setattr(pool, "_DECODING", 2)
+    second = search_identity(SETTINGS)
+    monkeypatch.setattr(pool, "_DECODING", 3)
+    assert second == before | {"decoding": 2}
+    assert search_identity(SETTINGS) == before | {"decoding": 3}

@@ -224,12 +224,12 @@ def test_what_was_made_from_something_else_is_not_replaced_unasked(
     folder = job().output.path.parent
     half = next(files for files in moments if b'"lines": 8' in files.get("out.txt.json", b""))
     other = {"weights": "abd", "new": 1}
-    for files in (moments[-1], half):
+    for files, there in ((moments[-1], "out.txt"), (half, "out.txt.part")):
         restore(folder, files)
         with pytest.raises(DataError) as caught:
             run(job(**other))
         assert str(caught.value) == (
-            f"{folder / 'out.txt'} is there already, and it was made with weights 'abc' "
+            f"{folder / there} is there already, and it was made with weights 'abc' "
             "(now 'abd'), new None (now 1); write to another --output, or replace it with "
             "--overwrite"
         )
@@ -264,6 +264,45 @@ def test_what_replaces_a_file_is_gone_on_with_too(job: Callable[..., Translation
         assert sum(run(job(overwrite=overwrite, new=1))) == (len(LINES) - 8) * overwrite
 
 
+def test_who_fails_before_the_first_translation_leaves_all_as_it_was(
+    job: Callable[..., TranslationJob],
+) -> None:
+    def no_model(device: torch.device) -> Shouter:
+        raise DataError("there is no model")
+
+    folder = job().output.path.parent
+    failing = SPEC._replace(load=no_model)  # type: ignore[arg-type]
+    folder.mkdir()
+    for names in (set(), {"out.txt", "out.txt.json"}):
+        files = states(folder)
+        assert files.keys() == names
+        with pytest.raises(DataError, match="there is no model"):
+            list(translate_files(failing, [job(overwrite=True, new=1)], plain))
+        assert states(folder) == files
+        run(job())
+    interrupted = translate_files(SPEC, [job(overwrite=True, new=2)], plain)
+    assert next(interrupted) == 8
+    files = states(folder)
+    assert files.keys() == {"out.txt.part", "out.txt.json"}
+    interrupted.close()  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match="there is no model"):
+        list(translate_files(failing, [job(new=2)], plain))
+    assert states(folder) == files
+
+
+def test_what_an_empty_text_replaces_is_replaced(
+    job: Callable[..., TranslationJob], tmp_path: Path
+) -> None:
+    run(job())
+    half = translate_files(SPEC, [job(overwrite=True, new=2)], plain)
+    next(half)
+    half.close()  # type: ignore[attr-defined]
+    empty = job(overwrite=True, new=1)._replace(source=write(tmp_path / "0.txt", []))
+    assert run(empty) == []
+    assert empty.output.path.read_bytes() == b""
+    assert empty.output.look() == (0, True)
+
+
 def test_a_half_of_the_file_is_not_taken_for_the_whole(
     job: Callable[..., TranslationJob], moments: list[dict[str, bytes]]
 ) -> None:
@@ -292,17 +331,86 @@ def test_two_processes_do_not_write_one_file(job: Callable[..., TranslationJob])
     with pytest.raises(DataError, match="another process has written"), late.output.opened(start):
         pass
     assert late.output.path.read_text(encoding="utf-8") == WANTED
+    assert not part.exists()
 
 
-@pytest.mark.parametrize("lines", [LINES[:9], LINES[:-1], [*LINES, "more"], LINES * 2])
-def test_a_text_that_changes_meanwhile_is_said(
-    job: Callable[..., TranslationJob], lines: list[str]
+def test_a_part_that_was_removed_between_opening_and_holding_is_not_written(
+    job: Callable[..., TranslationJob], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = job()
-    write(made.source.path, lines)
-    with pytest.raises(DataError, match=r"in.txt had 21 lines and has .* it changed while"):
+    made, flock = job(), fcntl.flock
+    part = made.output.path.with_name("out.txt.part")
+
+    def late(*arguments: Any) -> None:
+        part.unlink()
+        flock(*arguments)
+
+    monkeypatch.setattr("fcntl.flock", late)
+    with pytest.raises(DataError, match=r"another process writes .*out.txt.part; wait for it"):
         run(made)
+
+
+@pytest.mark.parametrize("num_lines", [21, 16])  # the last chunk is full or not
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lines: lines[:9],
+        lambda lines: lines[:-1],
+        lambda lines: [*lines, "more"],
+        lambda lines: lines * 2,
+        lambda lines: ["another", *lines[1:]],
+        lambda lines: [*lines[:-1], "another"],
+        lambda lines: [],
+    ],
+)
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_text_that_changes_meanwhile_is_said(
+    job: Callable[..., TranslationJob],
+    change: Callable[[list[str]], list[str]],
+    num_lines: int,
+    begun: bool,
+) -> None:
+    path = job().source.path
+    made = job()._replace(source=write(path, LINES[:num_lines]))
+    if begun:  # so that the changed line is one that is skipped
+        results = translate_files(SPEC, [made], plain)
+        next(results)
+        results.close()  # type: ignore[attr-defined]
+    write(path, change(LINES[:num_lines]))
+    with pytest.raises(DataError) as caught:
+        run(made)
+    part = made.output.path.with_name("out.txt.part")
+    assert str(caught.value) == (
+        f"{path} has changed since its {num_lines} lines were first read, and {part}, if it is "
+        "there, may hold translations of other lines: delete it, and run the same command again "
+        "once the text is whole"
+    )
     assert not made.output.path.exists()
+    part.unlink(missing_ok=True)
+    write(path, LINES[:num_lines])
+    assert sum(run(made)) == num_lines
+
+
+def test_prefixes_that_change_meanwhile_are_said(
+    job: Callable[..., TranslationJob], tmp_path: Path
+) -> None:
+    prefixes = write(tmp_path / "prefixes.txt", ["a"] * len(LINES))
+    made = job()._replace(prefixes=prefixes)
+    write(prefixes.path, ["b"] * len(LINES))
+    with pytest.raises(DataError, match=r"prefixes.txt has changed since its 21 lines"):
+        run(made)
+
+
+def test_an_empty_text_that_grows_lends_its_lines_to_nobody(
+    job: Callable[..., TranslationJob], tmp_path: Path
+) -> None:
+    empty = job()._replace(
+        source=write(tmp_path / "0.txt", []), output=OutputFile(tmp_path / "0.out", MADE_FROM)
+    )
+    write(empty.source.path, ["new"] * 9)
+    second = job()
+    with pytest.raises(DataError, match=r"0.txt has changed since its 0 lines"):
+        run(empty, second)
+    assert states(second.output.path.parent) == {}
 
 
 # ------------------------------------------------------------------------------------------- lines

@@ -14,7 +14,7 @@ from torch import Tensor
 from data_pipeline.tokenizer import UNK_ID, Tokenizer
 from hyperadapter.core.errors import CheckpointError, ConfigError, LanguageError
 from hyperadapter.evaluation import translate
-from hyperadapter.evaluation.translate import Translator
+from hyperadapter.evaluation.translate import Translation, Translator
 from hyperadapter.model.batch import Batch
 from hyperadapter.model.rows import Rows
 from hyperadapter.model.seq2seq import Seq2Seq
@@ -43,6 +43,9 @@ def test_order_is_restored_and_batches_change_nothing(
 def test_nothing_to_translate(tiny_run: MakeRun) -> None:
     translator = Translator.from_run(tiny_run().run_dir)
     assert translator.translate([], "en", "de") == []
+    found = translator.translate_n_best(["", "\ufeff", " \t"], "en", "de")
+    found[0].append(Translation("mine", 1.0))
+    assert found[1:] == [[("", 0.0)]] * 2  # empty ones share no list
     assert translator.translate(["", " "], "en", "de") == ["", ""]
 
 
@@ -101,6 +104,7 @@ def test_zero_shot_is_allowed_and_said(
     translator = Translator.from_run(tiny_run(adapter=adapter(kind)).run_dir)
     with caplog.at_level(logging.WARNING):
         assert len(translator.translate(["Datei", "neu"], "de", "fr")) == 2
+        translator._states.clear()  # as when other directions have taken its place
         translator.translate(["alt"], "de", "fr")
     assert caplog.messages == ["de-fr was not in the training data: this is zero-shot translation"]
 
@@ -147,10 +151,47 @@ def test_a_long_text_is_translated_whole_and_counted(
     assert num_tokens > 512
     with caplog.at_level(logging.WARNING):
         assert all(translator.translate(["page", long], "en", "de"))
-    assert lengths == [num_tokens + 1]
+    assert lengths[0] == num_tokens + 1
+    assert len(lengths) == 2  # the short text is not made as long
     [message] = caplog.messages
-    assert message.startswith("1 of 2 texts are longer than the 40 tokens of the longest training")
-    assert f"(the longest has {num_tokens})" in message
+    assert message.startswith("1 of 2 texts so far are longer than the 40 tokens of the longest")
+    assert f"(one has {num_tokens})" in message
+
+
+def test_long_texts_are_said_again_when_they_are_many_more(
+    tiny_run: MakeRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tiny_run(evaluation={"beam_size": 1, "max_length_ratio": 0.001, "max_length_extra": 1})
+    translator = Translator.from_run(run.run_dir)
+    long = "Open the file " * 20
+    with caplog.at_level(logging.WARNING):
+        for _ in range(5):
+            translator.translate([long, "page", long, long], "en", "de")
+    assert [message[:20] for message in caplog.messages] == [
+        "3 of 4 texts so far ",
+        "12 of 16 texts so fa",
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 3, 64])
+def test_long_texts_make_smaller_batches(size: int) -> None:
+    lengths = np.random.default_rng(1).integers(0, 40, 100).tolist()
+
+    def batches(*longer: int) -> list[list[int]]:
+        pieces = [np.zeros(length, np.int32) for length in [*lengths, *longer]]
+        return translate._batches(pieces, size, 40)
+
+    order = sorted(range(100), key=lambda row: -lengths[row])
+    assert batches() == [order[start : start + size] for start in range(0, 100, size)]
+    longer = [10_000, 300, 299, 90, 45]
+    all_lengths = [*lengths, *longer]
+    found = batches(*longer)
+    assert sorted(row for rows in found for row in rows) == list(range(105))
+    for rows in found:
+        padded = len(rows) * (max(all_lengths[row] for row in rows) + 1)
+        assert len(rows) == 1 or padded <= size * 40
+        assert len(rows) <= size
+    assert found[0] == [100]
 
 
 def test_a_translation_is_one_line(tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:

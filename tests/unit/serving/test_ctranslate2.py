@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import numpy as np
@@ -22,8 +23,10 @@ from hyperadapter.cli import export as export_command
 from hyperadapter.config import EvaluationConfig, SamplingConfig
 from hyperadapter.core.errors import CheckpointError, ConfigError, LanguageError
 from hyperadapter.core.languages import parse_direction
-from hyperadapter.evaluation.translate import Translator
+from hyperadapter.evaluation.evaluate import evaluate
+from hyperadapter.evaluation.translate import Translator, plain_text
 from hyperadapter.model.batch import Batch
+from hyperadapter.serving import ctranslate2_export
 from hyperadapter.serving.ctranslate2 import (
     CTranslate2Translator,
     Quantization,
@@ -35,8 +38,8 @@ MakeRun = Callable[..., Any]
 SEQUENTIAL = {"kind": "hyper", "bottleneck_dim": 4, "hyper_network": {"hyper_dim": 8}}
 PARALLEL = SEQUENTIAL | {"placement": "parallel"}
 DENSE = {"kind": "none"}
-TEXTS = ["Open the file", "", "Save the last image now", "page", " ", "Close the old menu", "Ω"]
-FILLED = [text for text in TEXTS if text.strip()]
+TEXTS = ["Open the file", "", "Save the last image now", "page", "\ufeff", "Close the menu", "Ω"]
+FILLED = [text for text in TEXTS if plain_text(text)]
 EVALUATION = EvaluationConfig(beam_size=3, length_penalty=1.0)
 TAGS: list[dict[str, Any]] = [
     {},
@@ -167,8 +170,22 @@ def test_several_translations(tiny_run: MakeRun, tmp_path: Path) -> None:
     assert [translations[0].text for translations in found] == best
     for text, translations in zip(TEXTS, found, strict=True):
         scores = [translation.score for translation in translations]
-        assert scores == ([0.0] if not text.strip() else sorted(scores, reverse=True))
-        assert len(scores) == (3 if text.strip() else 1)
+        assert scores == ([0.0] if text not in FILLED else sorted(scores, reverse=True))
+        assert len(scores) == (3 if text in FILLED else 1)
+    found[1].append(found[0][0])
+    assert found[4] == [("", 0.0)]  # empty ones share no list
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1"])
+def test_a_gpu_can_be_named(
+    tiny_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    folder, seen = export(tiny_run(adapter=DENSE), tmp_path), {}
+    package = SimpleNamespace(Translator=lambda path, **options: seen.update(options))
+    monkeypatch.setattr("hyperadapter.serving.ctranslate2.import_ctranslate2", lambda: package)
+    CTranslate2Translator(folder, device)
+    assert seen["device"] == device.removesuffix(":1")
+    assert seen["device_index"] == (device == "cuda:1")
 
 
 def test_long_texts_are_named(
@@ -197,6 +214,28 @@ def test_the_folder(tiny_run: MakeRun, tmp_path: Path) -> None:
     assert "`hyperadapter.json` has all of them" in card
 
 
+def test_the_card_says_whose_scores_it_shows(tiny_run: MakeRun, tmp_path: Path) -> None:
+    """In float32 too: the two beam searches end by different rules."""
+    run = tiny_run(adapter=DENSE)
+    evaluate(run.run_dir, run.config)
+    card = (export(run, tmp_path) / "README.md").read_text()
+    assert "| de-en | 12 |" in card
+    assert "scores are of the run in fp32, not of a CTranslate2 model in float32, whose" in card
+
+
+@pytest.mark.parametrize("adapter", [SEQUENTIAL, PARALLEL])
+def test_room_is_asked_for_all_that_is_written(
+    tiny_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: dict[str, Any]
+) -> None:
+    asked: list[tuple[Path, int, str]] = []
+    monkeypatch.setattr(ctranslate2_export, "require_space", lambda *given: asked.append(given))
+    out = export(tiny_run(adapter=adapter), tmp_path)
+    size = (out / "model.bin").stat().st_size
+    ((place, num_bytes, _),) = asked
+    assert place == out
+    assert 0 < size - num_bytes < 10_000  # the tensors' names
+
+
 def test_what_is_refused(tiny_run: MakeRun, tmp_path: Path) -> None:
     run = tiny_run(adapter=SEQUENTIAL)
     folder = export(run, tmp_path)
@@ -215,7 +254,7 @@ def test_what_is_refused(tiny_run: MakeRun, tmp_path: Path) -> None:
         translator.translate(TEXTS, "de", "en", drawn)
     with pytest.raises(ConfigError, match=r"coverage_penalty is 0\.2, which"):
         translator.translate(TEXTS, "de", "en", EvaluationConfig(coverage_penalty=0.2))
-    with pytest.raises(ConfigError, match=r"prefixes is \['A'\], which"):
+    with pytest.raises(ConfigError, match=r"prefixes are given, which"):
         translator.translate_n_best(["A"], "de", "en", prefixes=["A"])
     with pytest.raises(ConfigError, match=r"n_best is 4, but .* beam_size 3 finds 1 to 3"):
         translator.translate_n_best(["A"], "de", "en", EVALUATION, n_best=4)

@@ -172,10 +172,10 @@ def test_the_card(make_bundle: MakeBundle, caplog: pytest.LogCaptureFixture) -> 
     assert "| en-de | 12 | 12.3 | 45.7 | 43.2 |" in card
     assert "- bleu: `signature of bleu`" in card
     assert "up to 7 sentences of a direction, beam 4, length penalty 0.6. sacreBLEU's" in card
-    assert "fp32 weights" not in card
+    assert "scores are of the run" not in card
     export_bundle(run.run_dir, bundle, dtype="bf16")
     assert (
-        "The scores are of the run's fp32 weights, not of bf16."
+        "The scores are of the run in fp32, not of bf16, whose outputs may differ."
         in (bundle / "README.md").read_text()
     )
     evaluate(run, "of others")

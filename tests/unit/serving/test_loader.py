@@ -143,6 +143,7 @@ def test_options_of_a_call(make_bundle: MakeBundle) -> None:
     evaluation = run.config.evaluation
     for options in (
         {"length_penalty": 0.0},
+        {"max_length_ratio": 0.1, "max_length_extra": 1},
         {"coverage_penalty": 2.0, "no_repeat_ngram": 1},
         {"sampling": SamplingConfig(temperature=2.0, seed=7)},
     ):
@@ -158,8 +159,14 @@ def test_options_of_a_call(make_bundle: MakeBundle) -> None:
         assert model.translate(TEXTS, "en", "de", **options) == first
     with pytest.raises(ConfigError, match="n_best is 6, but a search with beam_size 4"):
         model.translate_n_best(TEXTS, "en", "de", 6)
-    with pytest.raises(ConfigError, match=r"translate .*\n.*beams: unknown key"):
-        model.translate(TEXTS, "en", "de", beams=3)
+    for name, hint in (
+        ("beams", r" \(did you mean 'beam_size'\?\)"),
+        ("num_processes", ""),  # has a place in the same group, but means nothing here
+        ("max_sentences", r" \(did you mean 'batch_sentences'\?\)"),
+    ):
+        message = f"translate: unknown option '{name}'{hint}; known options: beam_size, batch_s"
+        with pytest.raises(ConfigError, match=message):
+            model.translate(TEXTS, "en", "de", **{name: 3})
     with pytest.raises(ConfigError, match="texts is one text; give a list"):
         model.translate_n_best("page", "en", "de")
 

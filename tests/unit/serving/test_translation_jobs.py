@@ -18,9 +18,11 @@ import pytest
 from click.testing import CliRunner
 
 from hyperadapter.cli import cli
-from hyperadapter.core.errors import ConfigError, DataError, HyperAdapterError
+from hyperadapter.core.errors import CheckpointError, ConfigError, DataError, HyperAdapterError
 from hyperadapter.core.files import read_json
 from hyperadapter.evaluation.translate import Translator
+from hyperadapter.serving.ctranslate2 import CTranslate2Translator
+from hyperadapter.serving.ctranslate2_export import export_ctranslate2
 
 TEXTS = ["Open the file", "", "Save the last image now", "page", "   ", "Close the old menu"]
 Invoke = Callable[..., Any]
@@ -104,7 +106,7 @@ def test_n_best_as_a_table_and_as_json(pipe: Invoke, run: Any) -> None:
 
 def test_translations_begin_with_their_prefixes(pipe: Invoke, tmp_path: Path) -> None:
     prefixes = ["Öffne", "", "", "Blatt", "", "das"]
-    path = tmp_path / "prefixes.txt"
+    path = tmp_path / "ende"
     path.write_text("\n".join(prefixes), encoding="utf-8")
     found = lines_of(pipe("--prefixes", path).stdout)
     assert all(
@@ -112,6 +114,7 @@ def test_translations_begin_with_their_prefixes(pipe: Invoke, tmp_path: Path) ->
         for text, p, src in zip(found, prefixes, TEXTS, strict=True)
         if src.strip()
     )
+    assert lines_of(pipe("--prefixes", tmp_path / "{src}{tgt}").stdout) == found
     with pytest.raises(DataError, match="--prefixes has 6 lines and the text has more"):
         pipe("--prefixes", path, stdin="page\n" * 7)
 
@@ -126,12 +129,53 @@ def test_draws_repeat_with_their_seed(pipe: Invoke) -> None:
     assert len(several) == 4 * 9 + 2
 
 
+def test_a_run_that_draws_can_be_searched(tiny_run: Callable[..., Any]) -> None:
+    settings = {"max_length_ratio": 1.0}
+    text, pair = "\n".join(TEXTS), ("--src", "en", "--tgt", "de")
+    searching = tiny_run(evaluation=settings)
+    expected = call(searching.run_dir, *pair, stdin=text).stdout
+    drawing = tiny_run(evaluation=settings | {"sampling": {"temperature": 2.0}})
+    drawn = call(drawing.run_dir, *pair, stdin=text).stdout
+    assert call(drawing.run_dir, *pair, "--sample", stdin=text).stdout == drawn != expected
+    assert call(drawing.run_dir, *pair, "--no-sample", stdin=text).stdout == expected
+    done = call(drawing.run_dir, *pair, "--no-sample", "--seed", "1")
+    assert done.exit_code == 2
+    assert "--seed is for --sample" in done.output
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_length_ratio", 0.5), ("max_length_extra", 1)])
+def test_the_longest_output(pipe: Invoke, run: Any, name: str, value: float) -> None:
+    found = lines_of(pipe(f"--{name.replace('_', '-')}", str(value)).stdout)
+    shorter = run.config.evaluation.model_copy(update={name: value})
+    assert found == Translator.from_run(run.run_dir).translate(TEXTS, "en", "de", shorter)
+    assert found != lines_of(pipe().stdout)
+
+
+def test_no_gpu(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(
+        ConfigError, match=r"the device is cuda, but torch sees no GPU; choose cpu or auto"
+    ):
+        call(run.run_dir, "--src", "en", "--tgt", "de", "--device", "cuda", stdin="page\n")
+
+
+def test_damaged_weights_are_found(pipe: Invoke, run: Any) -> None:
+    path = run.run_dir / "checkpoints" / "step-00000100" / "weights.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="is not the file of its manifest; use another"):
+        pipe()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--beam-size", "0"], "  --beam-size: .*greater than or equal to 1 .got 0"),
         (["--processes", "0"], "  --processes: .*greater than or equal to 1"),
         (["--length-penalty", "-1"], "  --length-penalty: "),
+        (["--max-length-ratio", "0"], "  --max-length-ratio: "),
+        (["--max-length-extra", "0"], "  --max-length-extra: "),
         (["--coverage-penalty", "-1"], "  --coverage-penalty: "),
         (["--no-repeat-ngram", "-1"], "  --no-repeat-ngram: "),
         (["--batch-sentences", "0"], "  --batch-sentences: "),
@@ -191,6 +235,40 @@ def test_a_bundle_translates_too(make_bundle: Callable[..., Any]) -> None:
     assert "is a bundle, which has no checkpoints to choose from" in done.output
 
 
+def test_a_ctranslate2_folder_translates_too(
+    run: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = folder / "ct2"
+    export_ctranslate2(run.run_dir, out, directions=["en-de"])
+    pair = ("--src", "en", "--tgt", "de")
+    found = call(out, *pair, "--beam-size", "2", "--scores", stdin="\n".join(TEXTS)).stdout
+    model = CTranslate2Translator(out, "cpu")
+    evaluation = model.evaluation.model_copy(update={"beam_size": 2})
+    expected = model.translate_n_best(TEXTS, "en", "de", evaluation)
+    assert [line.split("\t")[1:] for line in lines_of(found)] == [
+        [f"{score:.4f}", text] for [(text, score)] in expected
+    ]
+    assert call(out, *files(folder, src="en", tgt="de")).exit_code == 0
+    assert len(lines_of((folder / "out" / "en-de.txt").read_text(encoding="utf-8"))) == len(TEXTS)
+    done = call(out, *pair, "--checkpoint", "best")
+    assert done.exit_code == 2
+    assert "ct2 is a CTranslate2 folder, which has no checkpoints to choose from" in done.output
+    monkeypatch.setattr("hyperadapter.serving.ctranslate2.import_ctranslate2", None)  # not loaded
+    prefixes = folder / "en.txt"
+    for options, message in (
+        (["--prefixes", prefixes], "prefixes are given, which .* leave them out, or use a bundle"),
+        (["--sample"], "sampling is .* CTranslate2 does not offer"),
+        (["--n-best", "9"], "n_best is 9, but a search with beam_size 4 finds 1 to 4"),
+        (["--tgt", "fr"], "this CTranslate2 folder has no language 'fr'; its languages are en, de"),
+        (["--src", "de", "--tgt", "en"], "this CTranslate2 folder does not translate de-en"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            call(out, *pair, *options, stdin="page\n")
+    (out / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"config\.json is missing, or not the one that"):
+        call(out, *pair)
+
+
 # ------------------------------------------------------------------------------------------- files
 
 
@@ -238,7 +316,8 @@ def test_compressed_and_empty_text(run: Any, folder: Path) -> None:
     [
         ("{src}.out", r"--output .* is one file for en-de and en-fr; write \{src\} and \{tgt\}"),
         ("{src}.txt", r"is one file for en-de and en-fr"),
-        ("{tgt}.txt", "de.txt is a file that is read"),
+        ("{tgt}.txt", "would write .*de.txt, which is a file that is read; choose another"),
+        ("{src}/../{tgt}.txt", "would write .*de.txt, which is a file that is read"),
     ],
 )
 def test_outputs_must_be_files_of_their_own(
@@ -247,6 +326,41 @@ def test_outputs_must_be_files_of_their_own(
     options = ("--input", f"{folder}/{{tgt}}.txt", "--output", f"{folder}/{output}")
     with pytest.raises(ConfigError, match=message):
         call(run.run_dir, "--src", "en", "--tgt", "de,fr", *options)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "output", "written"),
+    [
+        ("{src}.txt", "{tgt}.txt", "fr.txt"),  # de-fr would write what fr-de reads
+        ("{src}.json", "{src}", "de.json"),
+        ("{src}.part", "{src}", "de.part"),
+    ],
+)
+@pytest.mark.parametrize("read", ["--input", "--prefixes"])
+def test_no_file_that_any_direction_reads_is_written(
+    run: Any, tmp_path: Path, pattern: str, output: str, written: str, read: str
+) -> None:
+    contents = {f"{tmp_path}/{pattern.format(src=code)}": f"{code}\n" for code in ("de", "fr")}
+    contents[f"{tmp_path}/x"] = "page\n"
+    for name, text in contents.items():
+        Path(name).write_text(text, encoding="utf-8")
+    texts = ("--input", f"{tmp_path}/x") if read == "--prefixes" else ()
+    names = (*texts, read, f"{tmp_path}/{pattern}", "--output", f"{tmp_path}/{output}")
+    with pytest.raises(ConfigError, match=f"would write .*/{written}, which is a file that is"):
+        call(run.run_dir, "--src", "de,fr", "--tgt", "de,fr", *names, "--overwrite")
+    for name, text in contents.items():
+        assert Path(name).read_text(encoding="utf-8") == text
+
+
+def test_a_run_goes_on_with_smaller_batches(run: Any, folder: Path) -> None:
+    options = files(folder, src="en", tgt="de")
+    assert call(run.run_dir, *options, "--batch-sentences", "4").exit_code == 0
+    manifest = folder / "out" / "en-de.txt.json"
+    before = manifest.stat().st_mtime_ns
+    assert call(run.run_dir, *options, "--batch-sentences", "2").exit_code == 0
+    assert manifest.stat().st_mtime_ns == before
+    with pytest.raises(DataError, match=r"it was made with max_length_extra 3 \(now 9\); "):
+        call(run.run_dir, *options, "--max-length-extra", "9")
 
 
 def test_prefixes_of_files_are_counted_first(run: Any, folder: Path) -> None:
