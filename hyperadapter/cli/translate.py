@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from hyperadapter.config import EvaluationConfig
     from hyperadapter.core.languages import Direction
     from hyperadapter.evaluation.pool import DecodingSpec
-    from hyperadapter.evaluation.translate import choose_device
     from hyperadapter.serving.source import ModelSource
     from hyperadapter.serving.translation_jobs import OutputFormat
 
@@ -109,6 +108,7 @@ def translate(
     """
     _check_options(options)
     from hyperadapter.evaluation.pool import DecodingSpec
+    from hyperadapter.evaluation.translate import choose_device
     from hyperadapter.serving.source import find_model
     from hyperadapter.serving.translation_jobs import choose_directions, name_file
 
