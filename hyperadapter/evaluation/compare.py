@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.progress import track
+from data_pipeline.workers import parallel_map
 from hyperadapter.core.errors import ConfigError, DataError
 from hyperadapter.core.files import sha256_file
 from hyperadapter.core.languages import parse_direction
@@ -54,6 +55,7 @@ LEVEL = 0.05
 _SAMPLES = 1000
 _SAMPLES_A_DIRECTION = 40  # the smallest corrected p-value is then half the level
 _OVERALL = "mean of directions"
+_LEAST_FOR_PROCESSES = 16  # directions; of fewer, starting processes takes longer
 Verdict: TypeAlias = Literal["better", "worse", "no difference"]
 Table: TypeAlias = tuple[str, Sequence[str], Sequence[Sequence[Any]]]
 Array: TypeAlias = NDArray[np.float64]
@@ -180,10 +182,10 @@ def compare_runs(
         lists = "; ".join(f"{run.folder} has {', '.join(run.results)}" for run in runs)
         raise DataError(f"the runs have no direction of {split} in common: {lists}")
     samples = _enough_samples(samples, len(everywhere))
-    scored = {
-        name: _score(runs, split, name, metric, samples, seed)
-        for name in track(everywhere, len(everywhere), "comparing directions")
-    }
+    score = partial(_score, runs, split, metric=metric, samples=samples, seed=seed)
+    workers = 1 if len(everywhere) < _LEAST_FOR_PROCESSES else 0
+    by_name = dict(parallel_map(score, everywhere, "comparing directions", workers))
+    scored = {name: by_name[name] for name in everywhere}
     left_out = tuple(name for name in known if name not in scored)
     signatures: dict[str, tuple[str, ...]] = {}
     for name, found in scored.items():

@@ -136,6 +136,14 @@ def test_other_runs_and_directions_change_nothing(make_run: MakeRun) -> None:
     assert compare_runs([base, one], samples=150, seed=1)[0].directions != alone.directions
 
 
+def test_processes_find_the_same_in_the_same_order(
+    runs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = compare_runs(runs, samples=200)
+    monkeypatch.setattr("hyperadapter.evaluation.compare._LEAST_FOR_PROCESSES", 2)
+    assert compare_runs(runs, samples=200) == alone
+
+
 def test_directions_are_resampled_each_for_itself(make_run: MakeRun) -> None:
     shares = {"en-de": 0.4, "fr-de": 0.4}  # with the same texts
     runs = [make_run("base", shares), make_run("other", shares, seed=1)]
