@@ -230,6 +230,11 @@ def _check_before_anything(
     require_space(out, size, "the new run")
     if (options.init == "distances") != (options.distances_file is not None):
         raise ConfigError("--init distances and --distances FILE belong together; give both")
+    if options.init == "mixture" and extended.config.model.adapter.kind == "direction":
+        raise ConfigError(
+            "--init mixture mixes what belongs to languages, but this run has adapters of "
+            "directions; write --init loss"
+        )
     if options.distances_file is not None:
         _nearest_by_distance(options.distances_file, extended)
     elif options.init not in (*_INITS, *extended.candidates):
@@ -251,12 +256,13 @@ def _first_rows(
     init, candidates = options.init, extended.candidates
     if init == "random":
         return extended.rows()
-    if init in ("mean", "mixture"):
+    if init == "mean":
+        known = [extended.rows_of(code) for code in candidates]
+        return {name: torch.stack([rows[name] for rows in known]).mean(dim=0) for name in known[0]}
+    if init == "mixture":
         mixture = Mixture(extended.model, extended.new.code, candidates)
-        weights = torch.full((len(candidates),), 1 / len(candidates))
-        if init == "mixture":
-            weights = learn_weights(mixture, train, valid, options.fit.seed).weights
-        return mixture.mix(weights.to(train[0].src_N.device))
+        weights = learn_weights(mixture, train, valid, options.fit.seed).weights
+        return mixture.mix(weights.to(extended.model.embedding.weight.device))
     code = init
     if init == "loss":
         code = nearest_code

@@ -116,6 +116,16 @@ def test_ways_to_begin(trained: Trained, af_pairs: Path, tmp_path: Path, init: s
         assert began < losses["es"] - 0.3
 
 
+def test_adapters_of_directions_are_not_mixed(
+    trained: Trained, af_pairs: Path, tmp_path: Path
+) -> None:
+    run_dir = trained("direction")[0]
+    error = fail_extend(run_dir, af_pairs, tmp_path / "x", "--init", "mixture")
+    assert "this run has adapters of directions; write --init loss" in str(error)
+    result = run_extend(run_dir, af_pairs, tmp_path / "x", "--init", "mean", "--passes", "1")
+    assert result.exit_code == 0, result.output
+
+
 @pytest.mark.parametrize("kind", ["none", "family"])
 def test_nothing_to_fit_is_said_at_once(
     trained: Trained, af_pairs: Path, tmp_path: Path, kind: str
