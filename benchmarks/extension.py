@@ -34,17 +34,16 @@ from data_pipeline.bitext import Split, read_split
 from data_pipeline.stream.streams import ValidStream, shards_folder
 from data_pipeline.tokenizer import Tokenizer
 from hyperadapter.checkpoint import layout
-from hyperadapter.checkpoint.weights import load_model, save_weights
+from hyperadapter.checkpoint.weights import LoadedModel, load_model, save_weights
 from hyperadapter.config import RunConfig
 from hyperadapter.core.languages import Direction
 from hyperadapter.core.schema import load_config, parse_config
-from hyperadapter.evaluation.translate import tokenizer_folder
-from hyperadapter.extension.extend import score_translations
+from hyperadapter.evaluation.translate import Translator, tokenizer_folder
 from hyperadapter.extension.fitting import FitOptions, fit
 from hyperadapter.extension.mixture import Mixture, learn_weights
 from hyperadapter.extension.model import ExtendedModel, NewLanguage, extend_config
 from hyperadapter.extension.relatives import rank_by_loss
-from hyperadapter.extension.text import Pairs, encode, make_batches, sample_pairs
+from hyperadapter.extension.text import Pairs, encode, make_batches, sample_pairs, score_pairs
 from hyperadapter.model.batch import Batch
 from hyperadapter.model.parts import PARTS, stack_keys
 from hyperadapter.model.seq2seq import Seq2Seq
@@ -189,12 +188,13 @@ def measure(
         row["held_out"] = report.best.valid_loss
     row["seconds"] = time.perf_counter() - started
     row["others"] = _others_loss(extended.model, arguments.others) - before
+    loaded = LoadedModel(extended.model, extended.info)
+    translator = Translator(loaded, base.tokenizer, config)
     for direction in new.directions:
         name = "out" if direction.tgt == new.code else "in"
         row[f"loss_{name}"] = extended.mean_loss(batches(text.test, [direction]))
-        scores = score_translations(extended, base.tokenizer, text.test, direction)
-        row[f"chrfpp_{name}"] = scores["chrfpp"].value
-        row["signature"] = scores["chrfpp"].signature
+        score = score_pairs(translator, text.test, new, direction).chrfpp
+        row[f"chrfpp_{name}"], row["signature"] = score.value, score.signature
     return row
 
 

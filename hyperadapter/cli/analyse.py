@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from hyperadapter.cli.base import cli, json_option, print_json, print_report, print_table
-from hyperadapter.cli.runs import checkpoint_option
+from hyperadapter.cli.runs import checkpoint_option, run_option
 
 __all__ = ["analyse_group"]
 
@@ -18,13 +18,6 @@ def analyse_group() -> None:
     """Shows what a run has learnt about its languages."""
 
 
-run_option = click.option(
-    "--run",
-    "run_dir",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="A run folder with a checkpoint.",
-)
 permutations_option = click.option(
     "--permutations",
     type=click.IntRange(min=99),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import click
 
 from hyperadapter.cli.base import cli, json_option, print_json, print_table
-from hyperadapter.cli.runs import checkpoint_option
+from hyperadapter.cli.runs import checkpoint_option, run_option
 
 if TYPE_CHECKING:
     from hyperadapter.serving.bundle import StorageType
@@ -27,13 +27,7 @@ _QUANTIZATIONS = (
 
 
 @cli.command("export")
-@click.option(
-    "--run",
-    "run_dir",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="A run folder with a checkpoint.",
-)
+@run_option
 @checkpoint_option
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write.")
 @click.option(

@@ -8,19 +8,13 @@ from typing import Any
 import click
 
 from hyperadapter.cli.base import cli, json_option, print_json, print_table
-from hyperadapter.cli.runs import checkpoint_option
+from hyperadapter.cli.runs import checkpoint_option, run_option
 
 __all__ = ["extend"]
 
 
 @cli.command("extend")
-@click.option(
-    "--run",
-    "run_dir",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="A run folder with a checkpoint.",
-)
+@run_option
 @checkpoint_option
 @click.option("--language", "code", required=True, metavar="CODE", help="To add, such as nb.")
 @click.option(

@@ -19,7 +19,7 @@ from hyperadapter.cli.base import (
 if TYPE_CHECKING:
     from hyperadapter.config import RunConfig
 
-__all__ = ["checkpoint_group", "checkpoint_option", "run", "train"]
+__all__ = ["checkpoint_group", "checkpoint_option", "run", "run_option", "train"]
 
 
 @cli.command("train")
@@ -56,6 +56,13 @@ def train(config: RunConfig, dry_run: bool, as_json: bool, **options: Any) -> No
     pipeline.train(config)
 
 
+run_option = click.option(
+    "--run",
+    "run_dir",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A run folder with a checkpoint.",
+)
 checkpoint_option = click.option(
     "--checkpoint",
     default="newest",

@@ -34,11 +34,14 @@ from hyperadapter.model.seq2seq import Seq2Seq
 
 __all__ = [
     "DirectionState",
+    "ModelTranslator",
+    "Pieces",
     "TextTranslator",
     "Translation",
     "Translator",
     "choose_device",
     "plain_text",
+    "require_languages",
     "tokenizer_folder",
 ]
 
@@ -78,36 +81,54 @@ class Translation(NamedTuple):
 
 
 class TextTranslator(ABC):
-    """Translates texts; subclasses provide the tags and adapters of directions.
+    """Translates texts, in batches of similar length; subclasses search.
 
     Args:
-        model: In evaluation mode.
         tokenizer: The one that the model was trained with.
         evaluation: How to search, unless a call says otherwise.
         max_sentence_tokens: Longest training sentence, end mark included.
     """
 
     def __init__(
-        self,
-        model: Seq2Seq,
-        tokenizer: Tokenizer,
-        evaluation: EvaluationConfig,
-        max_sentence_tokens: int,
+        self, tokenizer: Tokenizer, evaluation: EvaluationConfig, max_sentence_tokens: int
     ) -> None:
-        self.model = model
         self.tokenizer = tokenizer
         self.evaluation = evaluation
         self.max_sentence_tokens = max_sentence_tokens
-        self._states: dict[Direction, DirectionState] = {}
-        self._num_texts = self._num_long = 0
 
     @abstractmethod
-    def prepare(self, direction: Direction) -> DirectionState:
-        """Makes what a direction needs.
+    def check(
+        self, direction: Direction, evaluation: EvaluationConfig, n_best: int, with_prefixes: bool
+    ) -> None:
+        """Refuses what cannot be translated.
 
         Raises:
+            ConfigError: The options do not go together, or are not offered.
             LanguageError: The direction cannot be translated.
         """
+
+    @abstractmethod
+    def search(
+        self,
+        direction: Direction,
+        pieces: Sequence[Pieces],
+        evaluation: EvaluationConfig,
+        n_best: int,
+        prefixes: Sequence[Sequence[int]] | None,
+    ) -> list[list[Hypothesis]]:
+        """Finds the best hypotheses of each text of one batch, best first.
+
+        Args:
+            direction: Has passed `check`, and so has all that follows.
+            pieces: Of each text, without end marks.
+            evaluation: How to search.
+            n_best: How many hypotheses of each.
+            prefixes: Pieces that each text's hypotheses begin with.
+        """
+
+    @abstractmethod
+    def _warn_of_long(self, pieces: Sequence[Pieces]) -> None:
+        """Warns of texts that are longer than training sentences."""
 
     def translate(
         self,
@@ -165,9 +186,8 @@ class TextTranslator(ABC):
             LanguageError: A language is not among the run's, or the run cannot translate the
                 direction.
         """
-        direction = Direction(src, tgt)
-        state, evaluation = self._state(direction), evaluation or self.evaluation
-        check_options(evaluation, n_best)
+        direction, evaluation = Direction(src, tgt), evaluation or self.evaluation
+        self.check(direction, evaluation, n_best, prefixes is not None)
         forced = None if prefixes is None else self._encode_prefixes(prefixes, len(texts))
         plain = [plain_text(text) for text in texts]
         filled = [index for index, text in enumerate(plain) if text]
@@ -176,31 +196,12 @@ class TextTranslator(ABC):
         translations = [[Translation("", 0.0)] for _ in texts]
         batches = _batches(pieces, evaluation.batch_sentences, self.max_sentence_tokens)
         for rows in track(batches, len(batches), f"translating {direction}"):
-            found = search_n_best(
-                self.model,
-                self._prompts(state, [pieces[row] for row in rows]),
-                state.adapters,
-                evaluation,
-                n_best=n_best,
-                prefixes=None if forced is None else [forced[filled[row]] for row in rows],
-            )
+            begun = None if forced is None else [forced[filled[row]] for row in rows]
+            batch = [pieces[row] for row in rows]
+            found = self.search(direction, batch, evaluation, n_best, begun)
             for row, hypotheses in zip(rows, found, strict=True):
                 translations[filled[row]] = self._as_text(hypotheses)
         return translations
-
-    def _state(self, direction: Direction) -> DirectionState:
-        """Returns what a direction needs; that of the last few is kept."""
-        state = self._states.pop(direction, None) or self.prepare(direction)
-        self._states[direction] = state  # the newest last
-        if len(self._states) > _KEPT_DIRECTIONS:
-            del self._states[next(iter(self._states))]
-        return state
-
-    def _prompts(self, state: DirectionState, pieces: Sequence[Pieces]) -> Batch:
-        prompts, _ = build_prompts(
-            state.layout, np.zeros(len(pieces), np.int64), Ragged.from_sequences(pieces)
-        )
-        return Batch.from_micro_batch(prompts, self._device)
 
     def _encode_prefixes(self, prefixes: Sequence[str], num_texts: int) -> list[list[int]]:
         if isinstance(prefixes, str) or len(prefixes) != num_texts:
@@ -226,6 +227,77 @@ class TextTranslator(ABC):
             for text, hypothesis in zip(texts, hypotheses, strict=True)
         ]
 
+
+class ModelTranslator(TextTranslator):
+    """Translates with a model; subclasses provide the tags and adapters of directions.
+
+    Args:
+        model: In evaluation mode.
+        tokenizer: The one that the model was trained with.
+        evaluation: How to search, unless a call says otherwise.
+        max_sentence_tokens: Longest training sentence, end mark included.
+    """
+
+    def __init__(
+        self,
+        model: Seq2Seq,
+        tokenizer: Tokenizer,
+        evaluation: EvaluationConfig,
+        max_sentence_tokens: int,
+    ) -> None:
+        super().__init__(tokenizer, evaluation, max_sentence_tokens)
+        self.model = model
+        self._states: dict[Direction, DirectionState] = {}
+        self._num_texts = self._num_long = 0
+
+    @abstractmethod
+    def prepare(self, direction: Direction) -> DirectionState:
+        """Makes what a direction needs.
+
+        Raises:
+            LanguageError: The direction cannot be translated.
+        """
+
+    def check(
+        self, direction: Direction, evaluation: EvaluationConfig, n_best: int, with_prefixes: bool
+    ) -> None:
+        """Refuses what cannot be translated; prefixes go with everything."""
+        self._state(direction)
+        check_options(evaluation, n_best)
+
+    def search(
+        self,
+        direction: Direction,
+        pieces: Sequence[Pieces],
+        evaluation: EvaluationConfig,
+        n_best: int,
+        prefixes: Sequence[Sequence[int]] | None,
+    ) -> list[list[Hypothesis]]:
+        """Finds the best hypotheses of each text of one batch; see `search_n_best`."""
+        state = self._state(direction)
+        return search_n_best(
+            self.model,
+            self._prompts(state, pieces),
+            state.adapters,
+            evaluation,
+            n_best=n_best,
+            prefixes=prefixes,
+        )
+
+    def _state(self, direction: Direction) -> DirectionState:
+        """Returns what a direction needs; that of the last few is kept."""
+        state = self._states.pop(direction, None) or self.prepare(direction)
+        self._states[direction] = state  # the newest last
+        if len(self._states) > _KEPT_DIRECTIONS:
+            del self._states[next(iter(self._states))]
+        return state
+
+    def _prompts(self, state: DirectionState, pieces: Sequence[Pieces]) -> Batch:
+        prompts, _ = build_prompts(
+            state.layout, np.zeros(len(pieces), np.int64), Ragged.from_sequences(pieces)
+        )
+        return Batch.from_micro_batch(prompts, self._device)
+
     @property
     def _device(self) -> torch.device:
         return self.model.embedding.weight.device
@@ -242,6 +314,25 @@ class TextTranslator(ABC):
                 "sentence (one has %d); they are translated whole, but expect poor translations: "
                 "split them into sentences",
                 *(self._num_long, self._num_texts, limit, max(lengths)),
+            )
+
+
+def require_languages(direction: Direction, languages: Sequence[str], what: str) -> None:
+    """Checks that both languages of a direction are known.
+
+    Args:
+        direction: To translate.
+        languages: Those that are known.
+        what: Knows them, such as `run`.
+
+    Raises:
+        LanguageError: One is not; all that are known are listed, and the nearest is named.
+    """
+    for code in direction:
+        if code not in languages:
+            raise LanguageError(
+                f"this {what} has no language {code!r}{nearest(code, languages)}; its languages "
+                f"are {', '.join(languages)}"
             )
 
 
@@ -278,7 +369,7 @@ def _batches(pieces: Sequence[Pieces], size: int, usual_tokens: int) -> list[lis
     return batches
 
 
-class Translator(TextTranslator):
+class Translator(ModelTranslator):
     """Translates between the languages of a run.
 
     Args:
@@ -358,12 +449,7 @@ class Translator(TextTranslator):
 
     def _check(self, direction: Direction) -> None:
         vocabulary = self.info.vocabulary
-        for code in direction:
-            if code not in vocabulary.languages:
-                raise LanguageError(
-                    f"this run has no language {code!r}{nearest(code, vocabulary.languages)}; its "
-                    f"languages are {', '.join(vocabulary.languages)}"
-                )
+        require_languages(direction, vocabulary.languages, "run")
         if direction.src == direction.tgt:
             raise LanguageError(
                 f"source and target are both {direction.src!r}; choose two languages"

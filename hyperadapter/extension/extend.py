@@ -30,7 +30,6 @@ from hyperadapter.core.errors import ConfigError, DataError, LanguageError, near
 from hyperadapter.core.files import atomic_directory, require_space, write_json, write_text
 from hyperadapter.core.languages import Direction
 from hyperadapter.core.schema import load_config, to_yaml
-from hyperadapter.evaluation.score import Score, score_corpus
 from hyperadapter.evaluation.translate import Translator, choose_device, tokenizer_folder
 from hyperadapter.extension.fitting import FitOptions, FitReport, fit, require_something
 from hyperadapter.extension.mixture import Mixture, learn_weights
@@ -46,6 +45,7 @@ from hyperadapter.extension.text import (
     measure_coverage,
     read_new_text,
     sample_pairs,
+    score_pairs,
     split_pairs,
     without,
 )
@@ -53,7 +53,7 @@ from hyperadapter.model.batch import Batch
 from hyperadapter.training.preflight import experiment_fingerprint
 from hyperadapter.training.trainer import open_tracker
 
-__all__ = ["ExtendOptions", "PairFiles", "extend", "extension_tables", "score_translations"]
+__all__ = ["ExtendOptions", "PairFiles", "extend", "extension_tables"]
 
 log = logging.getLogger(__name__)
 
@@ -293,25 +293,17 @@ def _measure(
 ) -> dict[str, dict[str, Any]]:
     """Measures loss and scores of the held-out pairs, by direction."""
     found: dict[str, dict[str, Any]] = {}
+    # It keeps the adapters of directions, so new rows need a new one.
+    loaded = LoadedModel(extended.model, extended.info)
+    translator = Translator(loaded, tokenizer, extended.config)
     for direction, batches in held.batches.items():
-        scores = score_translations(extended, tokenizer, held.pairs, direction)
+        found_scores = score_pairs(translator, held.pairs, extended.new, direction)
+        scores = {"bleu": found_scores.bleu, "chrfpp": found_scores.chrfpp}
         row: dict[str, Any] = {"loss": extended.mean_loss(batches)}
         row |= {name: score.value for name, score in scores.items()}
         row["signatures"] = {name: score.signature for name, score in scores.items()}
         found[str(direction)] = row
     return found
-
-
-def score_translations(
-    extended: ExtendedModel, tokenizer: Tokenizer, pairs: Pairs, direction: Direction
-) -> dict[str, Score]:
-    """Translates one side of pairs, and scores it by the other: BLEU and chrF++."""
-    outward = direction.tgt == extended.new.code
-    src, ref = (pairs.pivot, pairs.new) if outward else (pairs.new, pairs.pivot)
-    loaded = LoadedModel(extended.model, extended.info)
-    translator = Translator(loaded, tokenizer, extended.config)
-    scores = score_corpus(translator.translate(src, *direction), ref, direction.tgt)
-    return {"bleu": scores.bleu, "chrfpp": scores.chrfpp}
 
 
 def _others_unchanged(extended: ExtendedModel, weights: Path) -> bool:

@@ -22,7 +22,7 @@ from hyperadapter.analysis.distances import read_distances
 from hyperadapter.config import RunConfig
 from hyperadapter.core.errors import DataError
 from hyperadapter.core.schema import load_config
-from hyperadapter.evaluation.score import Metric, Scores, score_corpus
+from hyperadapter.evaluation.score import Metric, Scores
 from hyperadapter.evaluation.translate import Translator, tokenizer_folder
 from hyperadapter.extension.interpolate_report import write_report
 from hyperadapter.extension.mixture import (
@@ -41,7 +41,7 @@ from hyperadapter.extension.subjects import (
     read_text,
     unseen_subject,
 )
-from hyperadapter.extension.text import Pairs, measure_coverage
+from hyperadapter.extension.text import Pairs, measure_coverage, score_pairs
 from hyperadapter.model.batch import Batch
 
 __all__ = ["InterpolateOptions", "analyse_interpolate"]
@@ -219,12 +219,10 @@ def _losses(
 def _score(subject: Subject, tokenizer: Tokenizer, pairs: Pairs) -> dict[str, Scores]:
     # A translator keeps the adapters of directions, so every mixture needs its own.
     translator = Translator(subject.loaded, tokenizer, subject.config)
-    scores = {}
-    for direction in subject.directions:
-        src, references = pairs if direction.src == subject.new.pivot else pairs[::-1]
-        lines = translator.translate(src, *direction)
-        scores[str(direction)] = score_corpus(lines, references, direction.tgt)
-    return scores
+    return {
+        str(direction): score_pairs(translator, pairs, subject.new, direction)
+        for direction in subject.directions
+    }
 
 
 def _scores_report(scores: Mapping[str, Mapping[str, Scores]]) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from data_pipeline.tokenizer import Tokenizer
 from hyperadapter.config import RunConfig
 from hyperadapter.core.errors import DataError
 from hyperadapter.core.languages import Direction
+from hyperadapter.evaluation.score import Scores, score_corpus
 from hyperadapter.evaluation.test_sets import read_pairs
-from hyperadapter.evaluation.translate import plain_text
+from hyperadapter.evaluation.translate import TextTranslator, plain_text
 from hyperadapter.extension.model import NewLanguage
 from hyperadapter.model.batch import Batch
 from hyperadapter.model.seq2seq import Seq2Seq
@@ -35,6 +36,7 @@ __all__ = [
     "measure_coverage",
     "read_new_text",
     "sample_pairs",
+    "score_pairs",
     "split_pairs",
     "without",
 ]
@@ -154,6 +156,21 @@ def sample_pairs(pairs: Pairs, count: int, seed: int = 1) -> Pairs:
         return pairs
     drawn = np.random.default_rng(seed).permutation(len(pairs.pivot))[:count]
     return pairs.select(sorted(drawn.tolist()))
+
+
+def score_pairs(
+    translator: TextTranslator, pairs: Pairs, new: NewLanguage, direction: Direction
+) -> Scores:
+    """Translates one side of pairs and scores it by the other.
+
+    Args:
+        translator: Of a model that knows the language.
+        pairs: Of the language and the pivot.
+        new: The language; the model may have been trained on it.
+        direction: One between the two.
+    """
+    src, references = pairs if direction.src == new.pivot else pairs[::-1]
+    return score_corpus(translator.translate(src, *direction), references, direction.tgt)
 
 
 def measure_coverage(tokenizer: Tokenizer, pairs: Pairs) -> Coverage:

@@ -50,6 +50,7 @@ __all__ = [
     "is_bundle",
     "load_adapters",
     "read_bundle",
+    "record_files",
     "write_manifest",
 ]
 
@@ -187,16 +188,20 @@ def added_by_people(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def write_manifest(folder: Path) -> BundleManifest:
-    """Writes the manifest of a folder that holds everything else."""
+def record_files(folder: Path) -> dict[str, FileRecord]:
+    """Returns size and checksum of every file of a folder, by its path there."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = {
+    return {
         path.relative_to(folder).as_posix(): FileRecord(
             bytes=path.stat().st_size, sha256=sha256_file(path)
         )
         for path in paths
     }
-    manifest = BundleManifest(kind=_KIND, files=files)
+
+
+def write_manifest(folder: Path) -> BundleManifest:
+    """Writes the manifest of a folder that holds everything else."""
+    manifest = BundleManifest(kind=_KIND, files=record_files(folder))
     write_json(folder / MANIFEST_FILE, manifest.model_dump())
     return manifest
 

@@ -21,12 +21,11 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 
-from data_pipeline.progress import track
 from data_pipeline.tokenizer import BOS_ID, PAD_ID, Tokenizer
 from hyperadapter.checkpoint.layout import FileRecord
 from hyperadapter.config import EvaluationConfig
@@ -34,7 +33,8 @@ from hyperadapter.core.errors import CheckpointError, ConfigError, DataError, La
 from hyperadapter.core.files import read_json, sha256_file
 from hyperadapter.core.languages import Direction, parse_direction
 from hyperadapter.core.schema import StrictModel, parse_config
-from hyperadapter.evaluation.translate import Translation, plain_text
+from hyperadapter.evaluation.search import Hypothesis
+from hyperadapter.evaluation.translate import Pieces, TextTranslator
 from hyperadapter.serving.bundle import TOKENIZER_FOLDER, DecodingConfig
 
 __all__ = [
@@ -87,13 +87,6 @@ class CTranslate2Config(StrictModel):
     decoding: DecodingConfig = Field(description="How to search, unless a call says otherwise")
     quantization: Quantization = Field(description="How the matrices are stored")
     files: dict[str, FileRecord]
-
-
-class _Found(NamedTuple):
-    """A hypothesis: ids of its pieces and its score in nats."""
-
-    ids: list[int]
-    score: float
 
 
 def import_ctranslate2() -> ModuleType:
@@ -169,7 +162,7 @@ def check_search(evaluation: EvaluationConfig, n_best: int, with_prefixes: bool)
         )
 
 
-class CTranslate2Translator:
+class CTranslate2Translator(TextTranslator):
     """Translates the direction of a folder, with as many threads as torch has.
 
     Args:
@@ -186,7 +179,11 @@ class CTranslate2Translator:
         package = import_ctranslate2()
         self.config = read_about(folder)
         self.direction: Direction = parse_direction(self.config.direction)
-        self.tokenizer = Tokenizer.load(folder / TOKENIZER_FOLDER)
+        super().__init__(
+            Tokenizer.load(folder / TOKENIZER_FOLDER),
+            self.config.decoding.evaluation,
+            self.config.max_sentence_tokens,
+        )
         self._pieces = self.tokenizer.pieces()
         self._ids = {piece: number for number, piece in enumerate(self._pieces)}
         kind, _, number = device.partition(":")
@@ -198,72 +195,31 @@ class CTranslate2Translator:
             intra_threads=torch.get_num_threads(),
         )
 
-    @property
-    def evaluation(self) -> EvaluationConfig:
-        """How to search, unless a call says otherwise."""
-        return self.config.decoding.evaluation
-
-    def translate(
-        self, texts: Sequence[str], src: str, tgt: str, evaluation: EvaluationConfig | None = None
-    ) -> list[str]:
-        """Translates texts; see `translate_n_best`."""
-        found = self.translate_n_best(texts, src, tgt, evaluation)
-        return [best.text for best, *_ in found]
-
-    def translate_n_best(
-        self,
-        texts: Sequence[str],
-        src: str,
-        tgt: str,
-        evaluation: EvaluationConfig | None = None,
-        *,
-        n_best: int = 1,
-        prefixes: Sequence[str] | None = None,
-    ) -> list[list[Translation]]:
-        """Finds several translations of each text; see `TextTranslator.translate_n_best`.
-
-        Raises:
-            ConfigError: A text has more tokens than the folder has positions, or what is asked for
-                CTranslate2 does not do as we do.
-            LanguageError: The folder is of another direction.
-        """
-        evaluation = evaluation or self.evaluation
-        if Direction(src, tgt) != self.direction:
+    def check(
+        self, direction: Direction, evaluation: EvaluationConfig, n_best: int, with_prefixes: bool
+    ) -> None:
+        """Refuses another direction, and what CTranslate2 does not do as we do."""
+        if direction != self.direction:
             raise LanguageError(
-                f"this folder translates {self.direction} and not {src}-{tgt}: the adapters of one "
+                f"this folder translates {self.direction} and not {direction}: the adapters of one "
                 "direction are in its weights. Export the other direction to a folder of its own"
             )
-        check_search(evaluation, n_best, prefixes is not None)
-        plain = [plain_text(text) for text in texts]
-        filled = [row for row, text in enumerate(plain) if text]
-        pieces = self.tokenizer.encode([plain[row] for row in filled])
-        sources = [self._source(ids.tolist()) for ids in pieces]
-        self._warn_of_long([len(ids) + 1 for ids in pieces])
-        order = sorted(range(len(sources)), key=lambda row: len(sources[row]), reverse=True)
-        size = evaluation.batch_sentences
-        batches = [order[first : first + size] for first in range(0, len(order), size)]
-        translations = [[Translation("", 0.0)] for _ in texts]
-        for rows in track(batches, len(batches), f"translating {self.direction}"):
-            found = self.search([sources[row] for row in rows], evaluation, n_best)
-            for row, hypotheses in zip(rows, found, strict=True):
-                decoded = self.tokenizer.decode(hypothesis.ids for hypothesis in hypotheses)
-                translations[filled[row]] = [
-                    # Byte pieces can spell line breaks.
-                    Translation(" ".join(text.split()), hypothesis.score)
-                    for text, hypothesis in zip(decoded, hypotheses, strict=True)
-                ]
-        return translations
+        check_search(evaluation, n_best, with_prefixes)
 
     def search(
-        self, sources: Sequence[Sequence[str]], evaluation: EvaluationConfig, n_best: int = 1
-    ) -> list[list[_Found]]:
-        """Finds the best hypotheses of each source.
+        self,
+        direction: Direction,
+        pieces: Sequence[Pieces],
+        evaluation: EvaluationConfig,
+        n_best: int,
+        prefixes: Sequence[Sequence[int]] | None,
+    ) -> list[list[Hypothesis]]:
+        """Finds the best hypotheses of each text of one batch.
 
-        Args:
-            sources: Their tokens, with opening and end mark.
-            evaluation: How to search.
-            n_best: How many hypotheses.
+        Raises:
+            ConfigError: A text has more tokens than the folder has positions.
         """
+        sources = [self._source(ids.tolist()) for ids in pieces]
         opening = self.config.target_opening
         room = self.config.num_positions - 1 - len(opening)
         longest = [
@@ -285,11 +241,14 @@ class CTranslate2Translator:
         )
         return [
             [
-                _Found([self._ids[token] for token in tokens[len(opening) :]][:most], score)
+                Hypothesis(self._to_ids(tokens[len(opening) :][:most]), score)
                 for tokens, score in zip(result.hypotheses, result.scores, strict=True)
             ]
             for result, most in zip(results, longest, strict=True)
         ]
+
+    def _to_ids(self, tokens: Sequence[str]) -> tuple[int, ...]:
+        return tuple(self._ids[token] for token in tokens)
 
     def _source(self, ids: Sequence[int]) -> list[str]:
         pieces = [self._pieces[number] for number in ids]
@@ -302,12 +261,12 @@ class CTranslate2Translator:
             )
         return source
 
-    def _warn_of_long(self, lengths: Sequence[int]) -> None:
-        limit = self.config.max_sentence_tokens
-        count = sum(length > limit for length in lengths)
+    def _warn_of_long(self, pieces: Sequence[Pieces]) -> None:
+        limit = self.max_sentence_tokens
+        count = sum(len(ids) + 1 > limit for ids in pieces)
         if count:
             log.warning(
                 "%d of %d texts are longer than the %d tokens of the longest training sentence; "
                 "expect poor translations, and split them into sentences",
-                *(count, len(lengths), limit),
+                *(count, len(pieces), limit),
             )

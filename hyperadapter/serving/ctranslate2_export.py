@@ -13,7 +13,6 @@ import numpy as np
 from pydantic import Field
 
 from data_pipeline.tokenizer import Tokenizer
-from hyperadapter.checkpoint.layout import FileRecord
 from hyperadapter.core.errors import CheckpointError, ConfigError
 from hyperadapter.core.files import (
     atomic_directory,
@@ -24,7 +23,7 @@ from hyperadapter.core.files import (
 )
 from hyperadapter.core.languages import Direction
 from hyperadapter.core.schema import StrictModel
-from hyperadapter.serving.bundle import CARD_FILE, TOKENIZER_FOLDER, DecodingConfig
+from hyperadapter.serving.bundle import CARD_FILE, TOKENIZER_FOLDER, DecodingConfig, record_files
 from hyperadapter.serving.card import CardFacts, write_card
 from hyperadapter.serving.ctranslate2 import (
     ABOUT_FILE,
@@ -35,7 +34,7 @@ from hyperadapter.serving.ctranslate2 import (
     import_ctranslate2,
 )
 from hyperadapter.serving.ctranslate2_spec import build_spec
-from hyperadapter.serving.export import TrainedRun
+from hyperadapter.serving.export import TrainedRun, require_one_direction
 from hyperadapter.serving.fold import Folded, fold_adapters
 
 __all__ = ["CTranslate2Report", "export_ctranslate2"]
@@ -81,13 +80,7 @@ def export_ctranslate2(
         DiskFullError: There is no room; nothing half-written is kept.
     """
     import_ctranslate2()
-    if out.exists():
-        raise ConfigError(f"{out} exists; name a new folder")
-    if directions is None or len(directions) != 1:
-        raise ConfigError(
-            "a folded model has the adapters of one direction in its weights; name one, such as "
-            "--directions en-de"
-        )
+    require_one_direction(out, directions)
     run = TrainedRun(run_dir, which)
     (direction,) = run.directions(directions)
     folded = fold_adapters(run.main_network(), run.config.model, run.adapters(direction))
@@ -120,7 +113,7 @@ def export_ctranslate2(
         spec.save(str(part))
         sums = {MODEL_FILE: sha256_file(part / MODEL_FILE)}
         write_text(part / CARD_FILE, write_card(_facts(run, about), run_dir, run.weights, sums))
-        about = about.model_copy(update={"files": _records(part)})
+        about = about.model_copy(update={"files": record_files(part)})
         write_json(part / ABOUT_FILE, about.model_dump(mode="json"))
     return CTranslate2Report(
         direction=str(direction),
@@ -195,13 +188,3 @@ def _check_finite(folded: Folded) -> None:
     for name, tensor in ((name, x) for layer in layers for name, x in layer.items()):
         if not tensor.isfinite().all():
             raise CheckpointError(f"{name} has numbers that are not finite; use another checkpoint")
-
-
-def _records(folder: Path) -> dict[str, FileRecord]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        path.relative_to(folder).as_posix(): FileRecord(
-            bytes=path.stat().st_size, sha256=sha256_file(path)
-        )
-        for path in paths
-    }

@@ -46,7 +46,7 @@ from hyperadapter.serving.card import CardFacts, write_card
 from hyperadapter.serving.fold import main_network_config
 from hyperadapter.serving.loader import check_weights
 
-__all__ = ["ExportReport", "TrainedRun", "export_bundle", "save_for_all"]
+__all__ = ["ExportReport", "TrainedRun", "export_bundle", "require_one_direction", "save_for_all"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PROVIDER = "adapters."
@@ -142,6 +142,21 @@ class TrainedRun:
         """Counts the numbers that make or store adapters."""
         state = self.translator.model.state_dict()
         return sum(x.numel() for name, x in state.items() if name.startswith(_PROVIDER))
+
+
+def require_one_direction(out: Path, directions: Sequence[str] | None) -> None:
+    """Checks, before anything is loaded, what all formats of one direction ask for.
+
+    Raises:
+        ConfigError: `out` exists, or not one direction is named.
+    """
+    if out.exists():
+        raise ConfigError(f"{out} exists; name a new folder")
+    if directions is None or len(directions) != 1:
+        raise ConfigError(
+            "a folded model has the adapters of one direction in its weights; name one, such as "
+            "--directions en-de"
+        )
 
 
 def export_bundle(

@@ -33,10 +33,12 @@ from hyperadapter.core.languages import Direction
 from hyperadapter.core.schema import load_config, parse_config
 from hyperadapter.evaluation.translate import (
     DirectionState,
+    ModelTranslator,
     TextTranslator,
     Translation,
     Translator,
     choose_device,
+    require_languages,
 )
 from hyperadapter.model.adapters import AdapterWeights, RawAdapters
 from hyperadapter.model.seq2seq import Seq2Seq
@@ -92,7 +94,7 @@ class TranslationModel:
 
     def __init__(
         self,
-        translator: TextTranslator | CTranslate2Translator,
+        translator: TextTranslator,
         directions: Sequence[str],
         languages: Sequence[str],
     ) -> None:
@@ -181,7 +183,7 @@ def _refuse_one_text(texts: Sequence[str]) -> None:
         raise ConfigError("texts is one text; give a list of sentences, such as [text]")
 
 
-class BundleTranslator(TextTranslator):
+class BundleTranslator(ModelTranslator):
     """Translates the directions of a bundle.
 
     Args:
@@ -221,13 +223,7 @@ class BundleTranslator(TextTranslator):
         return DirectionState(layout, AdapterWeights(raw, self.config.model.adapted_layers))
 
     def _check(self, direction: Direction) -> None:
-        languages = self.config.used_languages()
-        for code in direction:
-            if code not in languages:
-                raise LanguageError(
-                    f"this bundle has no language {code!r}{nearest(code, languages)}; its "
-                    f"languages are {', '.join(languages)}"
-                )
+        require_languages(direction, self.config.used_languages(), "bundle")
         directions = self.config.directions
         if str(direction) not in directions:
             raise LanguageError(

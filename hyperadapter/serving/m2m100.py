@@ -24,7 +24,7 @@ from hyperadapter.core.errors import ConfigError
 from hyperadapter.core.files import atomic_directory, require_space, write_json
 from hyperadapter.core.languages import Direction
 from hyperadapter.core.schema import StrictModel
-from hyperadapter.serving.export import TrainedRun, save_for_all
+from hyperadapter.serving.export import TrainedRun, require_one_direction, save_for_all
 from hyperadapter.serving.fold import as_ordinary, fold_adapters
 
 __all__ = ["FoldReport", "export_m2m100"]
@@ -91,13 +91,7 @@ def export_m2m100(
         CheckpointError: There is no such checkpoint.
         DiskFullError: There is no room; nothing half-written is kept.
     """
-    if out.exists():
-        raise ConfigError(f"{out} exists; name a new folder")
-    if directions is None or len(directions) != 1:
-        raise ConfigError(
-            "a folded model has the adapters of one direction in its weights; name one, such as "
-            "--directions en-de"
-        )
+    require_one_direction(out, directions)
     run = TrainedRun(run_dir, which)
     (direction,) = run.directions(directions)
     tags = run.config.data.tags

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 
@@ -17,7 +17,7 @@ from hyperadapter.core.files import sha256_file
 from hyperadapter.core.languages import Direction, parse_direction
 from hyperadapter.core.schema import load_config
 from hyperadapter.evaluation.search import check_options
-from hyperadapter.evaluation.translate import TextTranslator, Translator
+from hyperadapter.evaluation.translate import TextTranslator, Translator, require_languages
 from hyperadapter.serving.bundle import MANIFEST_FILE, read_bundle
 from hyperadapter.serving.ctranslate2 import (
     ABOUT_FILE,
@@ -63,12 +63,7 @@ class ModelSource(NamedTuple):
         Raises:
             LanguageError: It cannot.
         """
-        for code in direction:
-            if code not in self.languages:
-                raise LanguageError(
-                    f"this {self.kind} has no language {code!r}{nearest(code, self.languages)}; "
-                    f"its languages are {', '.join(self.languages)}"
-                )
+        require_languages(direction, self.languages, self.kind)
         if direction.src == direction.tgt:
             raise LanguageError(
                 f"source and target are both {direction.src!r}; choose two languages"
@@ -110,11 +105,9 @@ def find_model(folder: Path, checkpoint: str = "newest") -> ModelSource:
 
 def _find_ctranslate2(folder: Path) -> ModelSource:
     about = read_about(folder)
-    # No TextTranslator, but it has the method that is called.
-    load = cast("Callable[[torch.device], TextTranslator]", partial(_load_ctranslate2, folder))
     return ModelSource(
         kind="CTranslate2 folder",
-        load=load,
+        load=partial(_load_ctranslate2, folder),
         evaluation=about.decoding.evaluation,
         languages=parse_direction(about.direction),
         directions=(about.direction,),

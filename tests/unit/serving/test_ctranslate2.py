@@ -132,9 +132,9 @@ def test_scores_of_a_search(tiny_run: MakeRun, tmp_path: Path) -> None:
     gaps, scores = [], []
     for text, ids in zip(FILLED, translator.tokenizer.encode(FILLED), strict=True):
         source = translator._source(ids.tolist())
-        ((found,),) = translator.search([source], EVALUATION)
+        ((found,),) = translator.search(translator.direction, [ids], EVALUATION, 1, None)
         assert set(found.ids).isdisjoint({0, 1, 2, EOS_ID})
-        ours = our_scores(run, [text], [found.ids])
+        ours = our_scores(run, [text], [list(found.ids)])
         # Theirs may be as long as allowed without an end mark.
         longest = int(len(source) * EVALUATION.max_length_ratio) + EVALUATION.max_length_extra
         mean = (ours[:-1] if len(found.ids) == longest else ours).mean()
