@@ -13,7 +13,6 @@ adapters are matrices, and learn as parts of the model do.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -25,10 +24,11 @@ from data_pipeline.progress import track
 from hyperadapter.config import Part
 from hyperadapter.core.errors import ConfigError, TrainingError
 from hyperadapter.extension.model import ExtendedModel
+from hyperadapter.extension.passes import Pass, run_passes
 from hyperadapter.model.batch import Batch
 from hyperadapter.model.parts import part_of
 
-__all__ = ["FitOptions", "FitReport", "Pass", "fit", "require_something"]
+__all__ = ["FitOptions", "FitReport", "fit", "require_something"]
 
 log = logging.getLogger(__name__)
 
@@ -56,14 +56,6 @@ class FitOptions:
     max_passes: int = 40
     patience: int = 4
     seed: int = 1
-
-
-class Pass(NamedTuple):
-    """One pass over the pairs: losses in nats per target token; pass 0 is before the fit."""
-
-    number: int
-    train_loss: float | None
-    valid_loss: float
 
 
 class FitReport(NamedTuple):
@@ -109,7 +101,7 @@ def _fitted_rows(extended: ExtendedModel, options: FitOptions) -> list[str]:
 class _Fitted:
     """The tensors that are fitted, and the optimizer that does it."""
 
-    def __init__(self, extended: ExtendedModel, options: FitOptions) -> None:
+    def __init__(self, extended: ExtendedModel, options: FitOptions, num_steps: int) -> None:
         self._extended = extended
         names = _fitted_rows(extended, options)
         self.rows = {
@@ -135,6 +127,7 @@ class _Fitted:
             weight_decay=0.0,
             betas=(0.9, 0.98),
         )
+        self._schedule = torch.optim.lr_scheduler.LinearLR(self.optimizer, 1.0, 0.05, num_steps)
         self._tensors = [tensor for tensors, _ in groups for tensor in tensors]
         self.num_parameters = sum(tensor.numel() for tensor in self._tensors)
         if whole:  # those that nothing reads
@@ -149,6 +142,7 @@ class _Fitted:
         (sums.loss / batch.target_K.numel()).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._tensors, 1.0, error_if_nonfinite=True)
         self.optimizer.step()
+        self._schedule.step()
         return float(sums.nll)
 
     def state(self) -> list[Tensor]:
@@ -190,40 +184,39 @@ def fit(
 def _fit(
     extended: ExtendedModel, train: Sequence[Batch], valid: Sequence[Batch], options: FitOptions
 ) -> FitReport:
-    fitted = _Fitted(extended, options)
+    fitted = _Fitted(extended, options, options.max_passes * len(train))
     # A few numbers need no dropout, whole matrices do.
     has_matrices = any(part_of(name) == "adapters" for name in fitted.rows)
     extended.model.train(bool(options.parts) or has_matrices)
-    tokens = sum(batch.target_K.numel() for batch in train)
-    generator = torch.Generator().manual_seed(options.seed)
-    passes = [Pass(0, None, _valid_loss(extended, valid, fitted))]
-    best = fitted.state()
-    schedule = torch.optim.lr_scheduler.LinearLR(
-        fitted.optimizer, 1.0, 0.05, options.max_passes * len(train)
+    best: list[Tensor] = []
+
+    def keep() -> None:
+        best[:] = fitted.state()
+
+    going = run_passes(
+        train,
+        lambda batch: fitted.step(batch, options.label_smoothing),
+        lambda: _valid_loss(extended, valid, fitted),
+        keep,
+        max_passes=options.max_passes,
+        patience=options.patience,
+        seed=options.seed,
     )
-    for number in track(range(1, options.max_passes + 1), options.max_passes, "fitting"):
-        nll = 0.0
-        for index in torch.randperm(len(train), generator=generator).tolist():
-            try:
-                nll += fitted.step(train[index], options.label_smoothing)
-            except RuntimeError as error:
-                if "non-finite" not in str(error):
-                    raise
-                raise TrainingError(
-                    f"pass {number}: a gradient is not finite; lower --learning-rate "
-                    f"({options.learning_rate:g})"
-                ) from error
-            schedule.step()
-        passes.append(Pass(number, nll / tokens, _valid_loss(extended, valid, fitted)))
-        log.info(
-            "pass %d: train %.4f, held out %.4f nats/token",
-            *(number, passes[-1].train_loss, passes[-1].valid_loss),
-        )
-        winner = min(passes, key=lambda item: item.valid_loss)
-        if winner.number == number:
-            best = fitted.state()
-        elif number - winner.number >= options.patience or not math.isfinite(passes[-1].valid_loss):
-            break
+    passes = [next(going)]
+    try:
+        for item in track(going, options.max_passes, "fitting"):
+            passes.append(item)
+            log.info(
+                "pass %d: train %.4f, held out %.4f nats/token",
+                *(item.number, item.train_loss, item.valid_loss),
+            )
+    except RuntimeError as error:
+        if "non-finite" not in str(error):
+            raise
+        raise TrainingError(
+            f"pass {len(passes)}: a gradient is not finite; lower --learning-rate "
+            f"({options.learning_rate:g})"
+        ) from error
     fitted.restore(best)
     fitted.finish()
     return FitReport(tuple(passes), fitted.num_parameters)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hyperadapter.analysis.distances import GivenDistances
 from hyperadapter.core.errors import TrainingError
-from hyperadapter.extension.fitting import Pass
+from hyperadapter.extension.passes import Pass, run_passes
 from hyperadapter.extension.rows import LanguageRows, Rows
 from hyperadapter.model.adapters import StackedAdapters
 from hyperadapter.model.batch import Batch
@@ -111,8 +111,13 @@ def learn_weights(
     device = mixture.model.embedding.weight.device
     logits = torch.zeros(len(mixture.others), device=device, requires_grad=True)
     optimizer = torch.optim.Adam([logits], _LEARNING_RATE)
-    generator = torch.Generator().manual_seed(seed)
-    tokens = sum(batch.target_K.numel() for batch in train)
+    best = logits.detach().clone()
+
+    def step(batch: Batch) -> float:
+        nll = mixture.loss(batch, mixture.mix(logits.softmax(0))).loss
+        (logits.grad,) = torch.autograd.grad(nll / batch.target_K.numel(), logits)
+        optimizer.step()
+        return float(nll.detach())
 
     def held_out() -> float:
         loss = mixture.mean_loss(valid, mixture.mix(logits.detach().softmax(0)))
@@ -123,21 +128,14 @@ def learn_weights(
             )
         return loss
 
-    best, passes = logits.detach().clone(), [Pass(0, None, held_out())]
-    for number in range(1, _MOST_PASSES + 1):
-        total = 0.0
-        for index in torch.randperm(len(train), generator=generator).tolist():
-            nll = mixture.loss(train[index], mixture.mix(logits.softmax(0))).loss
-            (logits.grad,) = torch.autograd.grad(nll / train[index].target_K.numel(), logits)
-            optimizer.step()
-            total += float(nll.detach())
-        passes.append(Pass(number, total / tokens, held_out()))
-        winner = min(passes, key=lambda item: item.valid_loss)
-        if winner.number == number:
-            best = logits.detach().clone()
-        elif number - winner.number >= _PATIENCE:
-            break
-    return Learnt(best.softmax(0).cpu(), tuple(passes))
+    def keep() -> None:
+        best.copy_(logits.detach())
+
+    passes = run_passes(
+        train, step, held_out, keep, max_passes=_MOST_PASSES, patience=_PATIENCE, seed=seed
+    )
+    found = tuple(passes)  # before the best of them is asked for
+    return Learnt(best.softmax(0).cpu(), found)
 
 
 def distance_weights(given: GivenDistances, code: str, others: Sequence[str]) -> Tensor:
